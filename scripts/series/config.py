@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are: the repository, the base's pin and the build folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import Exit, SeriesError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A published file: its name and the sha256 of its bytes (hex)."""
+
+    name: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """One folder of `patches/`: the pinned upstream release and the patches on it."""
+
+    name: str
+    folder: Path
+    package: str
+    version: str
+    archive: Artifact
+    git_url: str
+    git_tag: str
+    git_commit: str
+    wheel: Artifact | None
+    torch: str
+    python: str
+
+    @property
+    def series_file(self) -> Path:
+        return self.folder / "series"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.folder / "series.lock"
+
+    def patch(self, name: str) -> Path:
+        return self.folder / f"{name}.patch"
+
+    @classmethod
+    def load(cls, name: str, root: Path = ROOT) -> Base:
+        folder = root / "patches" / name
+        file = folder / "base.toml"
+        if not file.is_file():
+            known = sorted(p.parent.name for p in (root / "patches").glob("*/base.toml"))
+            raise SeriesError(
+                Exit.USAGE,
+                f"no base {name!r}: {file.relative_to(root)} does not exist",
+                hint=f"use BASE= with one of {', '.join(known) or 'none yet'}",
+            )
+        try:
+            data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+            wheel = data.get("wheel")
+            return cls(
+                name=name,
+                folder=folder,
+                package=data["upstream"]["package"],
+                version=data["upstream"]["version"],
+                archive=Artifact(**data["archive"]),
+                git_url=data["git"]["url"],
+                git_tag=data["git"]["tag"],
+                git_commit=data["git"]["commit"],
+                wheel=Artifact(**wheel) if wheel else None,
+                torch=data["build"]["torch"],
+                python=data["build"]["python"],
+            )
+        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+            raise SeriesError(
+                Exit.USAGE,
+                f"{file.relative_to(root)} cannot be read: {error!r}",
+                hint="compare it with docs/patch-format.md#base-toml",
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """The folders under the build folder; nothing is written outside it."""
+
+    build: Path
+    base: str
+
+    @property
+    def downloads(self) -> Path:
+        return self.build / "downloads"
+
+    @property
+    def tools(self) -> Path:
+        """Virtual environment of this tool (uv among others), made by the Makefile."""
+        return self.build / "tools"
+
+    @property
+    def state(self) -> Path:
+        return self.build / self.base
+
+    @property
+    def tree(self) -> Path:
+        """The git work tree: one commit for the pinned source, then one a patch."""
+        return self.state / "vllm"
+
+    @property
+    def env(self) -> Path:
+        """Virtual environment of the engine, vLLM installed editable from `tree`."""
+        return self.state / "env"
+
+    @property
+    def kernels(self) -> Path:
+        """Compiled kernels, one folder a key; `KERNEL_CACHE=` moves it."""
+        moved = os.environ.get("KERNEL_CACHE")
+        return Path(moved).resolve() if moved else self.build / "kernels"

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one error type of the tool, and its documented exit codes (docs/workflow.md#exit-codes)."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """Exit status of every command."""
+
+    OK = 0
+    FAILED = 1  # a check, a lint or doctor found something wrong
+    USAGE = 2  # unknown option, unknown base, unusable value
+    SOURCE = 3  # the pinned source or wheel is missing, unreachable or not the pinned one
+    DIRTY = 4  # the work tree holds edits that the command would lose
+    PATCH = 5  # a patch is missing, corrupted or does not apply exactly
+    LOCK = 6  # the result differs from series.lock
+    BUILD = 7  # environment or kernels could not be built
+    BUSY = 8  # another command works on the same build folder
+    INTERRUPTED = 130
+
+
+class SeriesError(Exception):
+    """Something the user can act on; printed as one line `error: what (where): what to do next`."""
+
+    def __init__(self, code: Exit, what: str, *, hint: str = "") -> None:
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.hint}" if self.hint else self.what
