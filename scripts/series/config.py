@@ -11,11 +11,6 @@ from typing import Any
 
 from .errors import Exit, SeriesError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2])
 
 
@@ -36,6 +31,7 @@ class Base:
     package: str
     version: str
     archive: Artifact
+    generated: tuple[str, ...]
     git_url: str
     git_tag: str
     git_commit: str
@@ -56,6 +52,12 @@ class Base:
 
     @classmethod
     def load(cls, name: str, root: Path = ROOT) -> Base:
+        # Here, not above: `doctor` and `clean` also run on a Python 3.10 that lacks tomli.
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+
         folder = root / "patches" / name
         file = folder / "base.toml"
         if not file.is_file():
@@ -73,7 +75,8 @@ class Base:
                 folder=folder,
                 package=data["upstream"]["package"],
                 version=data["upstream"]["version"],
-                archive=Artifact(**data["archive"]),
+                archive=Artifact(data["archive"]["name"], data["archive"]["sha256"]),
+                generated=tuple(data["archive"]["generated"]),
                 git_url=data["git"]["url"],
                 git_tag=data["git"]["tag"],
                 git_commit=data["git"]["commit"],
