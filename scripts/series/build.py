@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import cuda, kernels
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
     parser.add_argument("--cuda-archs", default="", help="for source: 9.0, or a list")
-    parser.add_argument("--torch-index", default="", help="index (or folder) with torch's CPU build")
+    parser.add_argument(
+        "--torch-index", default="", help="index (or folder) with torch's CPU build"
+    )
     parser.add_argument("--python", default="", help="interpreter of the environment, 3.10 to 3.13")
     parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
 
@@ -61,7 +64,9 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
         steps.say(f"device: {device} (DEVICE=auto)")
     if device == "cuda" and args.torch_index:
         raise SeriesError(
-            Exit.USAGE, "TORCH_INDEX is for torch's CPU build", hint="add DEVICE=cpu, or leave it out"
+            Exit.USAGE,
+            "TORCH_INDEX is for torch's CPU build",
+            hint="add DEVICE=cpu, or leave it out",
         )
     if not (paths.tree / ".git").exists():
         raise SeriesError(Exit.DIRTY, f"there is no work tree {paths.tree}", hint="run make apply")
@@ -78,22 +83,25 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
     with locked(paths.state / ".lock", args.wait):
         torch = environments.torch_index(args.torch_index)
         changed = environments.make(base, paths, steps, device, args.python, torch)
-        version, setup = base.version, {"VLLM_TARGET_DEVICE": "empty"}
-        if device == "cpu":
-            # vLLM picks its CPU platform by this local version.
-            version += "+cpu"
-            files = kernels.make(paths, steps, jobs)
-        elif args.kernels == "precompiled":
-            sources = Path(args.sources) if args.sources else None
-            files = cuda.precompiled(base, paths, steps, sources)
-        else:
-            files = {}
-            setup = cuda.source_environment(paths, archs, jobs, cuda.torch_cuda(paths))
+        files: dict[str, Path] = {}
+        if device == "cuda" and args.kernels == "source":
             steps.say(f"kernels: vLLM's CUDA build for {archs}, -j {jobs}; this takes long")
-        compiled = args.kernels == "source" and device == "cuda"
-        if not compiled:
+            setup = cuda.source_environment(paths, archs, jobs)
+            changed |= environments.install_editable(paths, steps, base.version, setup)
+        else:
+            # vLLM picks its CPU platform by this local version.
+            version = f"{base.version}+cpu" if device == "cpu" else base.version
+            setup = {"VLLM_TARGET_DEVICE": "empty"}
+            # Beside the compile, which keeps a second processor busy for only half of its time.
+            with ThreadPoolExecutor(1) as pool:
+                installed = pool.submit(environments.install_editable, paths, steps, version, setup)
+                if device == "cpu":
+                    files = kernels.make(paths, steps, jobs)
+                else:
+                    sources = Path(args.sources) if args.sources else None
+                    files = cuda.precompiled(base, paths, steps, sources)
+            changed |= installed.result()
             changed |= link(paths.tree, files, paths.kernels)
-        changed |= environments.install_editable(paths, steps, version, setup)
         checked = environments.read_stamp(paths).get("checked")
         if changed or checked != [device, args.kernels]:
             steps.say("check: the kernels load")

@@ -144,22 +144,20 @@ def architectures(wanted: str) -> str:
     return ";".join(dict.fromkeys(names))
 
 
-def toolkit(torch_cuda: str) -> Path:
-    """The CUDA toolkit's folder; its major version must be the one torch was built with."""
+def toolkit(need: str) -> Path:
+    """The CUDA toolkit's folder; its major version must be the one torch was built with (`need`)."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(home) / "bin" / "nvcc" if home else Path(shutil.which("nvcc") or "/usr/local/cuda")
     if not home and nvcc.name != "nvcc":
         nvcc = nvcc / "bin" / "nvcc"
-    need = f"install the CUDA {torch_cuda} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
+    hint = f"install the CUDA {need} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
     if not nvcc.is_file():
-        raise SeriesError(Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=need)
+        raise SeriesError(Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=hint)
     shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"release (\d+)\.(\d+)", shown)
-    if not match or match[1] != torch_cuda.split(".")[0]:
+    if not match or match[1] != need.split(".")[0]:
         version = f"CUDA {match[1]}.{match[2]}" if match else "of an unknown version"
-        raise SeriesError(
-            Exit.BUILD, f"{nvcc} is {version}, torch is built with {torch_cuda}", hint=need
-        )
+        raise SeriesError(Exit.BUILD, f"{nvcc} is {version}, torch is built with {need}", hint=hint)
     return nvcc.parents[1]
 
 
@@ -207,9 +205,9 @@ def check_parts(tree: Path) -> None:
         )
 
 
-def source_environment(paths: Paths, archs: str, jobs: int, torch_cuda: str) -> dict[str, str]:
+def source_environment(paths: Paths, archs: str, jobs: int) -> dict[str, str]:
     """What vLLM's setup.py reads for its CUDA build; it finds ccache on PATH by itself."""
-    home = toolkit(torch_cuda)
+    home = toolkit(torch_cuda(paths))
     check_parts(paths.tree)
     return {
         "VLLM_TARGET_DEVICE": "cuda",
