@@ -95,7 +95,9 @@ def unapply(command: Command) -> Exit:
     command.report = tree.apply(
         command.base, command.paths, command.fetch, command.origin(), upto=0
     )
-    done = "no patch is applied" if command.report["changed"] else "nothing to do: no patch is applied"
+    done = (
+        "no patch is applied" if command.report["changed"] else "nothing to do: no patch is applied"
+    )
     command.say(f"{done} in {command.paths.tree}")
     return Exit.OK
 

@@ -123,9 +123,7 @@ def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:
     """Run git in `repo`; return its output without the last newline, or raise."""
     done = attempt(repo, *args, stdin=stdin)
     if done.returncode:
-        raise SeriesError(
-            Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}"
-        )
+        raise SeriesError(Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}")
     return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
 

@@ -139,7 +139,9 @@ def authorization(url: str) -> str:
     """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
     parts = urllib.parse.urlsplit(url)
     env = environment()
-    indexes = [part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part]
+    indexes = [
+        part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part
+    ]
     for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
         other = urllib.parse.urlsplit(candidate)
         if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):

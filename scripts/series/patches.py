@@ -161,7 +161,10 @@ def index(root: Path) -> str:
         if not found:
             lines.append("No patches yet.")
             continue
-        lines += ["| patch | subject | why | upstream | drop when |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "| patch | subject | why | upstream | drop when |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for name, data in found.items():
             mail = Mail.parse(data)
             why = re.split(r"(?<=\.) ", section(mail, "Problem"))[0]

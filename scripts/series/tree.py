@@ -290,7 +290,11 @@ def name_commits(repo: Path, mails: list[bytes], known: dict[str, bytes]) -> lis
         for number, key in enumerate(new):
             same = [n for n, k in old.items() if k[which] == key[which] and key[which]]
             twins = [k for k in new if k[which] == key[which]]
-            if number not in found and len(same) == 1 == len(twins) and same[0] not in found.values():
+            if (
+                number not in found
+                and len(same) == 1 == len(twins)
+                and same[0] not in found.values()
+            ):
                 found[number] = same[0]
     taken = set(found.values())
     for number, key in enumerate(new):
@@ -320,9 +324,7 @@ def export(base: Base, paths: Paths, *, root: Path = ROOT) -> dict[str, Any]:
             Exit.DIRTY, f"{tree} holds {found}", hint="commit or stash them, then export again"
         )
     mails = export_commits(tree)
-    known = {
-        path.stem: path.read_bytes() for path in sorted(base.folder.glob("*.patch"))
-    }
+    known = {path.stem: path.read_bytes() for path in sorted(base.folder.glob("*.patch"))}
     named = name_commits(tree, mails, known)
     fresh = dict(zip(named, mails))
     _refuse_lost_patches(base, record, known, fresh)
@@ -370,12 +372,18 @@ def _refuse_lost_patches(
         if name not in record.patches and name not in fresh:
             continue
         same = digest(data) == record.patches.get(name) or data == fresh.get(name)
-        tracked = name not in record.patches and not attempt(
-            base.folder, "ls-files", "--error-unmatch", base.patch(name).name
-        ).returncode
-        clean = tracked and not attempt(
-            base.folder, "diff", "--quiet", "HEAD", "--", base.patch(name).name
-        ).returncode
+        tracked = (
+            name not in record.patches
+            and not attempt(
+                base.folder, "ls-files", "--error-unmatch", base.patch(name).name
+            ).returncode
+        )
+        clean = (
+            tracked
+            and not attempt(
+                base.folder, "diff", "--quiet", "HEAD", "--", base.patch(name).name
+            ).returncode
+        )
         if not same and not clean:
             raise SeriesError(
                 Exit.DIRTY,
