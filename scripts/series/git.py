@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import Exit, SeriesError
 
-# Who and when of every commit the tool makes itself; with it the commit ids are the same everywhere.
+# Who and when of every commit: with it the commit ids are the same everywhere.
 WHO = "series <series@localhost> 1767225600 +0000"
 _WHO = {"NAME": "series", "EMAIL": "series@localhost", "DATE": "1767225600 +0000"}
 

@@ -20,6 +20,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from .config import parse_toml
 from .errors import Exit, SeriesError
 
 # pip's setting -> uv's variable
@@ -116,12 +117,8 @@ def offers(package: str, version: str) -> dict[str, Offer]:
             f"the package index does not give {package} {version} ({reason})",
             hint="check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
         )
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     found: dict[str, Offer] = {}
-    for row in tomllib.loads(done.stdout)["packages"]:
+    for row in parse_toml(done.stdout)["packages"]:
         for file in [row.get("sdist"), *row.get("wheels", [])]:
             if file:
                 offer = _offer(file)

@@ -47,7 +47,7 @@ def read(base: Base) -> dict[str, bytes]:
 
 
 def with_names(text: str, wanted: list[str]) -> str:
-    """The series file `text` with `wanted` as its list; comments stay above the name they precede."""
+    """The series file `text` with `wanted` as its list; a comment stays above its name."""
     head: list[str] = []
     above: dict[str, list[str]] = {}
     pending: list[str] = []
@@ -141,7 +141,7 @@ def _trailers(body: str) -> dict[str, list[str]]:
 
 
 def section(mail: Mail, title: str) -> str:
-    """The paragraph of the message that begins with `title:`, on one line; empty if there is none."""
+    """The paragraph of the message that begins with `title:`, on one line; else empty."""
     match = re.search(rf"^{title}:[ \n](.+?)(?=\n\n|\Z)", mail.body, re.M | re.S)
     return " ".join(match[1].split()) if match else ""
 
