@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import stat
@@ -31,6 +32,7 @@ UPSTREAM: dict[str, bytes] = {
     ".gitattributes": b"*.txt text eol=lf\n*.py diff=python ident\n",
     "run.sh": b"#!/bin/sh\necho $Id$\n",
 }
+CLOCK = itertools.count()
 GENERATED = ("PKG-INFO", "setup.cfg", "toy.egg-info/PKG-INFO", "toy/_version.py")
 
 MESSAGE = """\
@@ -142,7 +144,9 @@ class Project:
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             (self.tree / name).write_bytes(data)
             git(self.tree, "add", "-f", name)
-        git(self.tree, "commit", "-q", "-m", MESSAGE.format(title=title))
+        # Two commits of one author are not made in the same second.
+        date = f"{1_700_000_000 + next(CLOCK)} +0000"
+        git(self.tree, "commit", "-q", "--date", date, "-m", MESSAGE.format(title=title))
 
     def tree_id(self) -> str:
         return git(self.tree, "rev-parse", "HEAD^{tree}")
@@ -158,7 +162,7 @@ class Project:
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root)
             # Git's own folders, and scratch that the next run removes, are not the user's.
-            if {".git", ".staging", ".check", ".scratch", ".lock"} & set(name.parts):
+            if {".git", ".staging", ".check", ".scratch", ".lock", "toy-1.0.git"} & set(name.parts):
                 continue
             if path.is_symlink():
                 found[str(name)] = path.readlink()

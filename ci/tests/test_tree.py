@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,54 +262,49 @@ def test_concurrent_applies_agree(fresh: Project) -> None:
     fresh.ok("check")
 
 
-# Kills the tool (its parent) before the call of git whose number is in $KILL_AT.
+# Kills the tool (its parent) before the call of git that has the number $KILL_AT or says $KILL_ON.
 KILLER = """#!/bin/sh
 echo x >> "$COUNT"
+case "$*" in *"$KILL_ON"*) kill -KILL $PPID; sleep 1;; esac
 if [ "$(wc -l < "$COUNT")" -eq "$KILL_AT" ]; then kill -KILL $PPID; sleep 1; fi
 exec "$REAL_GIT" "$@"
 """
 
 
-def kill_apply(project: Project, folder: Path, at: int) -> int:
-    """Run apply and kill it before its `at`-th call of git; return how it ended."""
-    real = subprocess.run(["which", "git"], capture_output=True, text=True, check=True)
+def kill_apply(project: Project, folder: Path, *, at: int = 0, on: str = "no such call") -> int:
+    """Run apply and kill it before a call of git; return how it ended."""
     folder.mkdir(exist_ok=True)
     (folder / "git").write_text(KILLER)
     (folder / "git").chmod(0o755)
-    count = folder / "count"
-    count.write_text("")
+    (folder / "count").write_text("")
     env = {
         "PATH": f"{folder}:{os.environ['PATH']}",
-        "COUNT": str(count),
+        "COUNT": str(folder / "count"),
         "KILL_AT": str(at),
-        "REAL_GIT": real.stdout.strip(),
+        "KILL_ON": on,
+        "REAL_GIT": shutil.which("git") or "",
     }
     return project.run("apply", env=env).returncode
 
 
-@pytest.mark.parametrize("start", ["nothing", "unapplied"])
+@pytest.mark.parametrize("start", ["clean", "unapply"])
 def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_path: Path) -> None:
     head = git(project.tree, "rev-parse", "HEAD")
     at = 1
-    while True:
-        project.ok("clean" if start == "nothing" else "unapply")
-        code = kill_apply(project, tmp_path / "bin", at)
-        if code == 0:
-            break
+    project.ok(start)
+    while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
         assert code == -signal.SIGKILL
         project.ok("apply")
         assert git(project.tree, "rev-parse", "HEAD") == head
         assert git(project.tree, "status", "--porcelain") == ""
-        at += 3
+        project.ok(start)
+        at += 5
     assert at > 10
 
 
 def test_apply_killed_in_the_middle_of_a_checkout(project: Project, tmp_path: Path) -> None:
     project.ok("unapply")
-    at = 1
-    while not (project.tree / ".git/series-switch.json").exists():
-        assert kill_apply(project, tmp_path / "bin", at) == -signal.SIGKILL
-        at += 1
+    assert kill_apply(project, tmp_path / "bin", on="checkout --quiet --force") == -signal.SIGKILL
     # What a half-done checkout leaves behind.
     (project.tree / ".git/index.lock").write_text("")
     (project.tree / "toy/model.py").unlink()
