@@ -85,6 +85,8 @@ def apply(command: Command) -> Exit:
         command.say(f"applied {count} patches in {command.paths.tree}")
     else:
         command.say(f"nothing to do: {count} patches are applied in {command.paths.tree}")
+        if command.report["edits"]:
+            command.say(f"it also holds {command.report['edits']}")
     return Exit.OK
 
 
@@ -95,7 +97,9 @@ def unapply(command: Command) -> Exit:
     command.report = tree.apply(
         command.base, command.paths, command.fetch, command.origin(), upto=0
     )
-    done = "no patch is applied" if command.report["changed"] else "nothing to do: no patch is applied"
+    done = (
+        "no patch is applied" if command.report["changed"] else "nothing to do: no patch is applied"
+    )
     command.say(f"{done} in {command.paths.tree}")
     return Exit.OK
 
@@ -197,7 +201,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
     """The parser; a command with a module of its own adds its options only when it is called."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--base", default="v0.19.1", help="folder of patches/ (%(default)s)")
     common.add_argument("--build-dir", default=str(ROOT / "build"), help="where all state lives")
     common.add_argument("--json", action="store_true", help="print a report in JSON")
@@ -236,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         if command.args.function in UNLOCKED:
             code: Exit = command.args.function(command)
         else:
-            command.base  # an unknown base must not leave a folder behind
+            _ = command.base  # loaded first: an unknown base must not leave a folder behind
             make_build_folder(command.paths.build)
             with locked(command.paths.state / ".lock", command.args.wait):
                 code = command.args.function(command)

@@ -14,6 +14,17 @@ from .errors import Exit, SeriesError
 ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2])
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table in `text`; a ValueError if it is not TOML."""
+    # Here, not above: `doctor` and `clean` also run on a Python 3.10 that lacks tomli.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
+
+
 @dataclasses.dataclass(frozen=True)
 class Artifact:
     """A published file: its name and the sha256 of its bytes (hex)."""
@@ -52,12 +63,6 @@ class Base:
 
     @classmethod
     def load(cls, name: str, root: Path = ROOT) -> Base:
-        # Here, not above: `doctor` and `clean` also run on a Python 3.10 that lacks tomli.
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
-
         folder = root / "patches" / name
         file = folder / "base.toml"
         if not file.is_file():
@@ -68,7 +73,7 @@ class Base:
                 hint=f"use BASE= with one of {', '.join(known) or 'none yet'}",
             )
         try:
-            data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+            data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
             wheel = data.get("wheel")
             return cls(
                 name=name,
@@ -84,7 +89,7 @@ class Base:
                 torch=data["build"]["torch"],
                 python=data["build"]["python"],
             )
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise SeriesError(
                 Exit.USAGE,
                 f"{file.relative_to(root)} cannot be read: {error!r}",

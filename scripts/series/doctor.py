@@ -104,7 +104,9 @@ def examine(build: Path, device: str) -> list[Item]:
                 "CUDA compiler",
                 bool(found),
                 found or "no nvcc",
-                "" if found else "use KERNELS=precompiled, or install the CUDA toolkit and set CUDA_HOME",
+                ""
+                if found
+                else "use KERNELS=precompiled, or install the CUDA toolkit and set CUDA_HOME",
             )
         )
     need = DISK_GB["cuda" if device == "cuda" else "cpu"]

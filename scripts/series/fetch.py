@@ -85,7 +85,7 @@ def _accept(part: Path, pinned: Artifact, target: Path, origin: str) -> None:
             f"{origin} has sha256 {actual}, not {pinned.sha256} as base.toml says",
             hint="nothing was kept; use a source that has the pinned file",
         )
-    os.replace(part, target)
+    part.replace(target)
 
 
 def download(
@@ -107,9 +107,9 @@ def download(
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the partial file is as long as the whole or longer
                 part.unlink()
-            elif error.code < 500 and error.code not in (408, 429):
-                raise _unreachable(url, f"HTTP status {error.code}") from error
-            elif attempt_number + 1 == RETRIES:
+            elif attempt_number + 1 == RETRIES or (
+                error.code < 500 and error.code not in (408, 429)
+            ):
                 raise _unreachable(url, f"HTTP status {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
             if attempt_number + 1 == RETRIES:
@@ -138,7 +138,9 @@ def _transfer(url: str, part: Path, name: str) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     env = index.environment()
-    proxies = {scheme: env[name] for scheme in ("http", "https") if (name := f"{scheme}_proxy") in env}
+    proxies = {
+        scheme: env[name] for scheme in ("http", "https") if (name := f"{scheme}_proxy") in env
+    }
     context = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE"))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import Exit, SeriesError
 
-# Who and when of every commit the tool makes itself; with it the commit ids are the same everywhere.
+# Who and when of every commit: with it the commit ids are the same everywhere.
 WHO = "series <series@localhost> 1767225600 +0000"
 _WHO = {"NAME": "series", "EMAIL": "series@localhost", "DATE": "1767225600 +0000"}
 
@@ -123,9 +123,7 @@ def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:
     """Run git in `repo`; return its output without the last newline, or raise."""
     done = attempt(repo, *args, stdin=stdin)
     if done.returncode:
-        raise SeriesError(
-            Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}"
-        )
+        raise SeriesError(Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}")
     return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
 

@@ -20,6 +20,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from .config import parse_toml
 from .errors import Exit, SeriesError
 
 # pip's setting -> uv's variable
@@ -116,12 +117,8 @@ def offers(package: str, version: str) -> dict[str, Offer]:
             f"the package index does not give {package} {version} ({reason})",
             hint="check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
         )
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     found: dict[str, Offer] = {}
-    for row in tomllib.loads(done.stdout)["packages"]:
+    for row in parse_toml(done.stdout)["packages"]:
         for file in [row.get("sdist"), *row.get("wheels", [])]:
             if file:
                 offer = _offer(file)
@@ -139,7 +136,9 @@ def authorization(url: str) -> str:
     """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
     parts = urllib.parse.urlsplit(url)
     env = environment()
-    indexes = [part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part]
+    indexes = [
+        part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part
+    ]
     for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
         other = urllib.parse.urlsplit(candidate)
         if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):

@@ -47,24 +47,24 @@ def read(base: Base) -> dict[str, bytes]:
 
 
 def with_names(text: str, wanted: list[str]) -> str:
-    """The series file `text` with `wanted` as its list; comments stay above the name they precede."""
-    head: list[str] = []
-    above: dict[str, list[str]] = {}
-    pending: list[str] = []
+    """The series file `text` with `wanted` as its list.
+
+    A comment stays above the name that follows it, the first block of comments at the top.
+    """
+    blocks: list[tuple[list[str], str]] = []  # comments, the name below them
+    above: list[str] = []
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
-            above[line.strip()] = pending
-            pending = []
-        elif not line.strip() and not above and not head:
-            head, pending = [*pending, line], []
-        elif line.lstrip("# ") not in wanted:
-            pending.append(line)
-    if not above and not head:
-        head, pending = pending, []
-    lines = [*head]
-    for name in wanted:
-        lines += [*above.get(name, []), name]
-    return "".join(f"{line}\n" for line in [*lines, *pending])
+            blocks.append((above, line.strip()))
+            above = []
+        elif line.lstrip("# ") not in wanted or not line.strip():  # not a name commented out
+            above.append(line)
+    first = blocks[0][0] if blocks else above
+    size = first.index("") + 1 if "" in first else len(first)
+    head, first[:size] = first[:size], []
+    comments = {name: lines for lines, name in blocks}
+    lines = head + [line for name in wanted for line in (*comments.get(name, []), name)]
+    return "".join(f"{line}\n" for line in [*lines, *above])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _trailers(body: str) -> dict[str, list[str]]:
 
 
 def section(mail: Mail, title: str) -> str:
-    """The paragraph of the message that begins with `title:`, on one line; empty if there is none."""
+    """The paragraph of the message that begins with `title:`, on one line; else empty."""
     match = re.search(rf"^{title}:[ \n](.+?)(?=\n\n|\Z)", mail.body, re.M | re.S)
     return " ".join(match[1].split()) if match else ""
 
@@ -161,7 +161,10 @@ def index(root: Path) -> str:
         if not found:
             lines.append("No patches yet.")
             continue
-        lines += ["| patch | subject | why | upstream | drop when |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "| patch | subject | why | upstream | drop when |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for name, data in found.items():
             mail = Mail.parse(data)
             why = re.split(r"(?<=\.) ", section(mail, "Problem"))[0]

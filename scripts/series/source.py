@@ -19,7 +19,7 @@ def import_archive(base: Base, archive: Path, repo: Path) -> None:
     `git fast-import` takes the bytes as they are: no filter, .gitignore or umask can change them.
     """
     importer = subprocess.Popen(
-        ["git", "fast-import", "--quiet", "--done"],
+        ["git", "-c", "core.compression=1", "fast-import", "--quiet", "--done", "--depth=0"],
         cwd=repo,
         env=environment(),
         stdin=subprocess.PIPE,

@@ -8,7 +8,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ def write_atomic(path: Path, data: bytes) -> bool:
             return False
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_bytes(data)
-    os.replace(fresh, path)
+    fresh.replace(path)
     return True
 
 

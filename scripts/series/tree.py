@@ -84,7 +84,7 @@ def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
                 hint="see docs/workflow.md#a-patch-does-not-apply",
             )
     # Git accepts offsets without a word; only the exported bytes show them.
-    for (name, data), again in zip(patches.items(), export_commits(repo)):
+    for (name, data), again in zip(patches.items(), export_commits(repo), strict=True):
         if data != again:
             pairs = itertools.zip_longest(data.split(b"\n"), again.split(b"\n"))
             line = next(n for n, (one, two) in enumerate(pairs, start=1) if one != two)
@@ -101,7 +101,7 @@ def lock_of(repo: Path, order: list[str]) -> Locked:
     trees = git(repo, "log", "--reverse", "--format=%T", "base..HEAD").split()
     mails = export_commits(repo)
     ids = [git(repo, "patch-id", "--stable", stdin=mail).split() for mail in mails]
-    rows = zip(order, ids, trees)
+    rows = zip(order, ids, trees, strict=True)
     return Locked(
         git(repo, "rev-parse", "base^{tree}"),
         {name: (patch[0] if patch else "-", tree) for name, patch, tree in rows},
@@ -175,7 +175,7 @@ def refuse_edits(tree: Path, record: Record | None) -> None:
         raise SeriesError(
             Exit.DIRTY,
             f"{tree} holds {found}",
-            hint="keep them: commit, then make export; or drop them: see docs/workflow.md#local-edits",
+            hint="commit and make export, or drop them: see docs/workflow.md#local-edits",
         )
 
 
@@ -184,13 +184,15 @@ def _settle(tree: Path) -> None:
     target = Record.read(tree / SWITCH)
     if target is not None:
         (tree / ".git/index.lock").unlink(missing_ok=True)
+        # Without fresh file times in the index, --force would write unchanged files again.
+        attempt(tree, "update-index", "-q", "--refresh")
         git(tree, "checkout", "--quiet", "--force", "-B", "series", target.head)
         target.write(tree / RECORD)
         (tree / SWITCH).unlink()
 
 
 def _switch(tree: Path, staging: Path, target: Record) -> None:
-    """Move the clean work tree to a commit of `staging`; files that stay the same stay untouched."""
+    """Move the clean work tree to a commit of `staging`; unchanged files stay untouched."""
     git(tree, "fetch", "--quiet", "--no-tags", staging, "series")
     git(tree, "tag", "--force", "base", git(staging, "rev-parse", "base"))
     target.write(tree / SWITCH)
@@ -203,7 +205,8 @@ def apply(
     """Bring the work tree to base + series (or its first `upto` patches).
 
     `fetch` gives the verified source archive and is called only if there is something to do;
-    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `tree_id`.
+    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `head`, `tree_id` and
+    `edits`, what the user changed in a tree that needed nothing.
     """
     patches = dict(list(files.read(base).items())[:upto])
     want = {name: digest(data) for name, data in patches.items()}
@@ -211,10 +214,10 @@ def apply(
     if tree.exists():
         _settle(tree)
     record = Record.read(tree / RECORD)
+    if record and record.source == source and list(record.patches.items()) == list(want.items()):
+        return {**_report(paths, changed=False), "edits": edits(tree, record)}
     if tree.exists():
         refuse_edits(tree, record)
-    if record and record.source == source and list(record.patches.items()) == list(want.items()):
-        return _report(paths, changed=False)
     staging = paths.state / ".staging"
     built = build(base, fetch(), staging, patches)
     compare_lock(base, built, whole=upto is None)
@@ -225,7 +228,7 @@ def apply(
     else:
         fresh.write(staging / RECORD)
         staging.rename(tree)
-    return _report(paths, changed=True)
+    return {**_report(paths, changed=True), "edits": ""}
 
 
 def _report(paths: Paths, *, changed: bool) -> dict[str, Any]:
@@ -290,7 +293,11 @@ def name_commits(repo: Path, mails: list[bytes], known: dict[str, bytes]) -> lis
         for number, key in enumerate(new):
             same = [n for n, k in old.items() if k[which] == key[which] and key[which]]
             twins = [k for k in new if k[which] == key[which]]
-            if number not in found and len(same) == 1 == len(twins) and same[0] not in found.values():
+            if (
+                number not in found
+                and len(same) == 1 == len(twins)
+                and same[0] not in found.values()
+            ):
                 found[number] = same[0]
     taken = set(found.values())
     for number, key in enumerate(new):
@@ -320,11 +327,9 @@ def export(base: Base, paths: Paths, *, root: Path = ROOT) -> dict[str, Any]:
             Exit.DIRTY, f"{tree} holds {found}", hint="commit or stash them, then export again"
         )
     mails = export_commits(tree)
-    known = {
-        path.stem: path.read_bytes() for path in sorted(base.folder.glob("*.patch"))
-    }
+    known = {path.stem: path.read_bytes() for path in sorted(base.folder.glob("*.patch"))}
     named = name_commits(tree, mails, known)
-    fresh = dict(zip(named, mails))
+    fresh = dict(zip(named, mails, strict=True))
     _refuse_lost_patches(base, record, known, fresh)
 
     scratch = paths.state / ".scratch"
@@ -370,17 +375,23 @@ def _refuse_lost_patches(
         if name not in record.patches and name not in fresh:
             continue
         same = digest(data) == record.patches.get(name) or data == fresh.get(name)
-        tracked = name not in record.patches and not attempt(
-            base.folder, "ls-files", "--error-unmatch", base.patch(name).name
-        ).returncode
-        clean = tracked and not attempt(
-            base.folder, "diff", "--quiet", "HEAD", "--", base.patch(name).name
-        ).returncode
+        tracked = (
+            name not in record.patches
+            and not attempt(
+                base.folder, "ls-files", "--error-unmatch", base.patch(name).name
+            ).returncode
+        )
+        clean = (
+            tracked
+            and not attempt(
+                base.folder, "diff", "--quiet", "HEAD", "--", base.patch(name).name
+            ).returncode
+        )
         if not same and not clean:
             raise SeriesError(
                 Exit.DIRTY,
                 f"{base.patch(name)} was edited since it was applied",
-                hint="keep the edit: make it in the work tree; or restore the file with git checkout",
+                hint="make the edit in the work tree, or restore the file with git checkout",
             )
 
 
