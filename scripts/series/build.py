@@ -120,13 +120,13 @@ def link(tree: Path, files: dict[str, Path], cache: Path) -> bool:
     changed = False
     for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0"):
         path = tree / name
-        ours = path.is_symlink() and cache in Path(os.readlink(path)).parents
+        ours = path.is_symlink() and cache in path.readlink().parents
         if name and name not in files and (ours or name.endswith(".so")):
             path.unlink()
             changed = True
     for name, file in files.items():
         path = tree / name
-        if path.is_symlink() and os.readlink(path) == str(file):
+        if path.is_symlink() and path.readlink() == file:
             continue
         if path.is_symlink() or path.exists():
             path.unlink()

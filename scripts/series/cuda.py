@@ -147,9 +147,10 @@ def architectures(wanted: str) -> str:
 def toolkit(need: str) -> Path:
     """The CUDA toolkit's folder; its major version must be the one torch was built with (`need`)."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = Path(home) / "bin" / "nvcc" if home else Path(shutil.which("nvcc") or "/usr/local/cuda")
-    if not home and nvcc.name != "nvcc":
-        nvcc = nvcc / "bin" / "nvcc"
+    if home:
+        nvcc = Path(home) / "bin" / "nvcc"
+    else:
+        nvcc = Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
     hint = f"install the CUDA {need} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
     if not nvcc.is_file():
         raise SeriesError(Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=hint)

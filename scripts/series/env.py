@@ -238,7 +238,7 @@ def install_editable(paths: Paths, steps: Steps, version: str, extra: dict[str, 
 
 
 def engine_environment(paths: Paths) -> dict[str, str]:
-    """The environment of every process that runs the engine: all its caches under the build folder."""
+    """The environment of a process that runs the engine: all its caches under the build folder."""
     caches = paths.state / "cache"
     return {
         **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},

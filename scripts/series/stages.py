@@ -128,7 +128,7 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
             stages = [plan.patches[n] for n in names if args.patch in ("", n)]
             results = [runner.model(stages if args.patch else [*stages, plan.stock])]
         else:
-            chosen = [(n, c) for n, c in zip(names, commits) if args.patch in ("", n)]
+            chosen = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
             results = [runner.each(plan.patches[n], commit) for n, commit in chosen]
     runner.table(results)
     failed = [result.stage for result in results if not result.ok]
@@ -188,6 +188,8 @@ class Runner:
             [
                 *(python, "-c", RUN, str(tree.resolve()), ",".join(["vllm", *stage.imports])),
                 *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
+                # The imports came first, so pytest meets its plugins' modules already loaded.
+                *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
                 *(f"--junitxml={report}", *stage.tests),
             ],
             cwd=tree,
