@@ -145,7 +145,7 @@ def architectures(wanted: str) -> str:
 
 
 def toolkit(need: str) -> Path:
-    """The CUDA toolkit's folder; its major version must be the one torch was built with (`need`)."""
+    """The CUDA toolkit's folder; its major version must be that of `need`, torch's own."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         nvcc = Path(home) / "bin" / "nvcc"
