@@ -147,10 +147,9 @@ def architectures(wanted: str) -> str:
 def toolkit(need: str) -> Path:
     """The CUDA toolkit's folder; its major version must be that of `need`, torch's own."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home:
-        nvcc = Path(home) / "bin" / "nvcc"
-    else:
-        nvcc = Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+    nvcc = Path(home or "/usr/local/cuda") / "bin" / "nvcc"
+    if not home and not nvcc.is_file():
+        nvcc = Path(shutil.which("nvcc") or nvcc).resolve()
     hint = f"install the CUDA {need} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
     if not nvcc.is_file():
         raise SeriesError(Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=hint)
@@ -215,6 +214,9 @@ def source_environment(paths: Paths, archs: str, jobs: int) -> dict[str, str]:
         "TORCH_CUDA_ARCH_LIST": archs,
         "MAX_JOBS": str(jobs),
         "CUDA_HOME": str(home),
+        # CMake takes the first nvcc on PATH, which can be a wrapper outside the toolkit.
+        "CUDACXX": str(home / "bin" / "nvcc"),
+        "CMAKE_ARGS": f"-DCUDA_TOOLKIT_ROOT_DIR={home} {os.environ.get('CMAKE_ARGS', '')}".strip(),
         "CMAKE_BUILD_TYPE": "Release",
         "FETCHCONTENT_BASE_DIR": str(paths.build / "cuda-parts"),
     }
