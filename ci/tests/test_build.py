@@ -190,7 +190,7 @@ def test_builds_once(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_only_kernel_sources_recompile(toy: Toy) -> None:
+def test_only_kernel_sources_recompile(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     toy.build()
     toy.commit("vllm/__init__.py", "x = 1\n")
     assert toy.build() == []
@@ -199,7 +199,9 @@ def test_only_kernel_sources_recompile(toy: Toy) -> None:
     assert (toy.paths.tree / kernels.NAMES[0]).read_text() == "int other;\n"
     # Back to the first source: the cache still has it.
     toy.commit("csrc/cpu.cpp", "int main;\n")
+    capsys.readouterr()
     assert toy.build() == []
+    assert "check: the kernels load" in capsys.readouterr().out
     assert (toy.paths.tree / kernels.NAMES[0]).read_text() == "int main;\n"
 
 
@@ -299,7 +301,7 @@ def test_wrong_machine(machine: str, flags: str, message: str) -> None:
     [
         (None, "no C\\+\\+ compiler"),
         ('[ "$1" = -dumpfullversion ] && echo 11.4.0; echo Free Software Foundation', "need 12"),
-        ("echo clang version 16.0.0", "not GNU"),
+        ('[ "$1" = -dumpfullversion ] && echo 14.2.1; echo clang version 16.0.0', "not GNU"),
     ],
 )
 def test_wrong_compiler(
