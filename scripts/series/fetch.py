@@ -105,7 +105,7 @@ def download(
                 raise
             _say(f"{pinned.name}: the continued download is not the pinned file; starting over")
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the partial file is as long as the whole or longer
+            if error.code == 416 and resumed:  # the partial file is as long as the whole or longer
                 part.unlink()
             elif attempt_number + 1 == RETRIES or (
                 error.code < 500 and error.code not in (408, 429)
