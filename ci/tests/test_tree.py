@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import GENERATED, MESSAGE, NAMES, REPO, UPSTREAM, Project, git
 from series import patches
 
@@ -157,9 +158,7 @@ def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
 def test_series_comments_stay_above_their_name() -> None:
     text = "# head\n\n# about a\na\n# about b\nb\n# end\n"
     assert patches.with_names(text, ["a", "b"]) == text
-    assert patches.with_names(text, ["b", "a"]) == (
-        "# head\n\n# about b\nb\n# about a\na\n# end\n"
-    )
+    assert patches.with_names(text, ["b", "a"]) == ("# head\n\n# about b\nb\n# about a\na\n# end\n")
     assert patches.with_names(text, ["b", "new"]) == "# head\n\n# about b\nb\nnew\n# end\n"
     assert patches.with_names("# head\na\n", ["b"]) == "# head\nb\n"
 

@@ -138,9 +138,8 @@ def _transfer(url: str, part: Path, name: str) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     env = index.environment()
-    proxies = {
-        scheme: env[name] for scheme in ("http", "https") if (name := f"{scheme}_proxy") in env
-    }
+    proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
+    proxies = {scheme: proxy for scheme, proxy in proxies.items() if proxy}
     context = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE"))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),

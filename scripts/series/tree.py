@@ -205,8 +205,8 @@ def apply(
     """Bring the work tree to base + series (or its first `upto` patches).
 
     `fetch` gives the verified source archive and is called only if there is something to do;
-    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `head`, `tree_id` and
-    `edits`, what the user changed in a tree that needed nothing.
+    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `head`,
+    `tree_id` and `edits`, what the user changed in a tree that needed nothing.
     """
     patches = dict(list(files.read(base).items())[:upto])
     want = {name: digest(data) for name, data in patches.items()}
