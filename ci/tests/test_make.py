@@ -65,6 +65,7 @@ def test_doctor_and_clean_need_no_environment(tmp_path: Path) -> None:
     """Without tomli and uv: the standard library of any Python must do."""
     for command in ("doctor", "clean", "distclean"):
         done = subprocess.run(
+            # -S: without site-packages.
             [sys.executable, "-S", "-m", "series", command, "--build-dir", str(tmp_path / "b")],
             env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
             capture_output=True,

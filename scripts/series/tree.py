@@ -395,11 +395,9 @@ def _refuse_lost_patches(
             )
 
 
-def clean(paths: Paths) -> bool:
-    """Remove the work tree; False if there was none."""
-    if not paths.tree.exists():
-        return False
-    _settle(paths.tree)
-    refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
-    shutil.rmtree(paths.tree)
-    return True
+def clean(paths: Paths) -> None:
+    """Remove the work tree, unless it holds edits."""
+    if paths.tree.exists():
+        _settle(paths.tree)
+        refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
+        shutil.rmtree(paths.tree)
