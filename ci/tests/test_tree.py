@@ -147,6 +147,45 @@ def test_export_follows_a_reordered_and_a_dropped_commit(project: Project) -> No
     project.ok("check")
 
 
+def test_a_patch_is_renamed_as_the_manual_says(project: Project) -> None:
+    project.patch(NAMES[1]).rename(project.patch("second"))
+    project.series(NAMES[0], "second", NAMES[2])
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    assert "no patch changed" in project.ok("export")
+    assert "\nsecond " in (project.base / "series.lock").read_text()
+    project.ok("check")
+
+
+def test_a_patch_with_an_offset_is_repaired_as_the_manual_says(project: Project) -> None:
+    before = project.patches()
+    (project.base / "series").write_text(
+        "# the order\n#add-the-first\n#add-the-second\n#add-dos-lines\n"
+    )
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    for name in NAMES[1:]:
+        patch = f"../../../patches/v1/{name}.patch"
+        git(project.tree, "am", "--keep", "--3way", patch)
+    project.patch(NAMES[0]).unlink()
+    project.ok("export")
+    assert (project.base / "series").read_text().split()[-2:] == list(NAMES[1:])
+    assert project.patch(NAMES[1]).read_bytes() != before[str(project.patch(NAMES[1]))]
+    project.ok("check")
+
+
+def test_edits_are_dropped_as_the_manual_says(project: Project) -> None:
+    applied = git(project.tree, "rev-parse", "HEAD")
+    project.commit("Mine", {"mine.py": b"mine\n"})
+    (project.tree / "toy/model.py").write_text("mine\n")
+    (project.tree / "new").mkdir()
+    (project.tree / "new/file.py").write_text("mine\n")
+    git(project.tree, "reset", "--hard")
+    git(project.tree, "clean", "-d", "-f")
+    git(project.tree, "reset", "--hard", applied)
+    project.ok("unapply")
+
+
 def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
     project.commit("Twin", {"a.txt": b"a\n"})
     project.commit("Twin", {"b.txt": b"b\n"})
