@@ -11,12 +11,18 @@ from typing import Any
 
 from .errors import Exit, SeriesError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2])
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table in `text`; a ValueError if it is not TOML."""
+    # Here, not above: `doctor` and `clean` also run on a Python 3.10 that lacks tomli.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    table: dict[str, Any] = tomllib.loads(text)
+    return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Base:
     package: str
     version: str
     archive: Artifact
+    generated: tuple[str, ...]
     git_url: str
     git_tag: str
     git_commit: str
@@ -66,14 +73,15 @@ class Base:
                 hint=f"use BASE= with one of {', '.join(known) or 'none yet'}",
             )
         try:
-            data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+            data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
             wheel = data.get("wheel")
             return cls(
                 name=name,
                 folder=folder,
                 package=data["upstream"]["package"],
                 version=data["upstream"]["version"],
-                archive=Artifact(**data["archive"]),
+                archive=Artifact(data["archive"]["name"], data["archive"]["sha256"]),
+                generated=tuple(data["archive"]["generated"]),
                 git_url=data["git"]["url"],
                 git_tag=data["git"]["tag"],
                 git_commit=data["git"]["commit"],
@@ -81,7 +89,7 @@ class Base:
                 torch=data["build"]["torch"],
                 python=data["build"]["python"],
             )
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise SeriesError(
                 Exit.USAGE,
                 f"{file.relative_to(root)} cannot be read: {error!r}",

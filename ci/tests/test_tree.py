@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply, unapply, status and export when nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import GENERATED, MESSAGE, NAMES, REPO, UPSTREAM, Project, git
+from series import patches
+
+
+def test_base_commit_holds_the_bytes_of_the_release(fresh: Project) -> None:
+    fresh.ok("unapply")
+    for name, data in UPSTREAM.items():
+        assert (fresh.tree / name).read_bytes() == data
+    assert os.access(fresh.tree / "run.sh", os.X_OK)
+    assert not os.access(fresh.tree / "toy/model.py", os.X_OK)
+    assert (fresh.tree / "link.py").readlink() == Path("toy/model.py")
+    assert not [name for name in GENERATED if (fresh.tree / name).exists()]
+    assert git(fresh.tree, "log", "--format=%s|%an") == "toy 1.0|series"
+    tracked = git(fresh.tree, "ls-files", "-z").rstrip("\0").split("\0")
+    assert sorted(tracked) == sorted([*UPSTREAM, "link.py"])
+
+
+def test_apply_makes_one_commit_a_patch_and_keeps_subjects(fresh: Project) -> None:
+    fresh.ok("apply")
+    subjects = git(fresh.tree, "log", "--reverse", "--format=%s", "base..HEAD").splitlines()
+    assert subjects == ["[Model] Add the first", "[Model] Add the second", "[Model] Add DOS lines"]
+    assert git(fresh.tree, "log", "-1", "--format=%an|%cn") == "Toy Maker|series"
+    assert (fresh.tree / "toy/dos.txt").read_bytes() == b"one\r\ntwo and a half\r\nthree\r\n"
+    assert git(fresh.tree, "symbolic-ref", "HEAD") == "refs/heads/series"
+
+
+def test_second_apply_does_nothing_and_needs_no_source(project: Project) -> None:
+    before = project.snapshot()
+    done = project.run("apply", "--sources", "/nonexistent", sources=False)
+    assert done.stdout.startswith("nothing to do: 3 patches")
+    assert project.snapshot() == before
+
+
+def test_export_of_a_fresh_apply_changes_no_byte(fresh: Project) -> None:
+    before = fresh.patches()
+    fresh.ok("apply")
+    assert "no patch changed" in fresh.ok("export")
+    assert fresh.patches() == before
+
+
+def test_check_passes_and_leaves_the_work_tree(project: Project) -> None:
+    before = project.snapshot()
+    project.ok("check")
+    assert project.snapshot() == before
+
+
+def test_unapply_and_apply_give_the_same_commit_and_keep_ignored_files(project: Project) -> None:
+    head = git(project.tree, "rev-parse", "HEAD")
+    (project.tree / "kernel.so").write_bytes(b"built")
+    untouched = (project.tree / "toy/trailing.txt").stat().st_mtime_ns
+    project.ok("unapply")
+    assert (project.tree / "toy/model.py").read_bytes() == UPSTREAM["toy/model.py"]
+    assert not (project.tree / "toy/new.py").exists()
+    project.ok("apply")
+    assert git(project.tree, "rev-parse", "HEAD") == head
+    assert (project.tree / "kernel.so").read_bytes() == b"built"
+    assert (project.tree / "toy/trailing.txt").stat().st_mtime_ns == untouched
+
+
+def test_apply_follows_a_shorter_series(project: Project) -> None:
+    lock = project.base / "series.lock"
+    project.series(*NAMES[:2])
+    project.patch(NAMES[2]).unlink()
+    lock.write_text("".join(lock.read_text().splitlines(True)[:-1]))
+    project.ok("apply")
+    assert (project.tree / "toy/dos.txt").read_bytes() == UPSTREAM["toy/dos.txt"]
+
+
+def test_status_tells_the_states_apart(project: Project) -> None:
+    def state() -> str:
+        return str(json.loads(project.ok("status", "--json"))["state"])
+
+    assert state() == "current"
+    (project.tree / "toy/new.py").write_text("edited\n")
+    assert state() == "edited"
+    git(project.tree, "checkout", "-q", "toy/new.py")
+    project.series(*NAMES[:2])
+    assert state() == "outdated"
+    project.series(*NAMES)
+    project.commit("More", {"more.txt": b"more\n"})
+    assert state() == "edited"
+    git(project.tree, "reset", "-q", "--hard", "HEAD^")
+    project.ok("clean")
+    assert state() == "absent"
+
+
+def test_export_writes_a_new_commit_and_every_tree_agrees(project: Project) -> None:
+    project.commit("Add a Third: part_2!", {"hidden/third.txt": b"third\n"})
+    out = project.ok("export")
+    assert "changed add-a-third-part-2.patch" in out
+    series = (project.base / "series").read_text()
+    assert series == "# the order\n" + "".join(f"{n}\n" for n in (*NAMES, "add-a-third-part-2"))
+    assert "add-a-third-part-2" in (project.root / "patches/README.md").read_text()
+    lock = (project.base / "series.lock").read_text().splitlines()[-1].split()
+    assert lock[0] == "add-a-third-part-2"
+    assert lock[2] == project.tree_id()
+    # The work tree now has the commit ids of every other machine.
+    head = git(project.tree, "rev-parse", "HEAD")
+    project.ok("check")
+    assert project.ok("apply").startswith("nothing to do")
+    project.ok("clean")
+    project.ok("apply")
+    assert git(project.tree, "rev-parse", "HEAD") == head
+
+
+def test_export_keeps_the_name_of_a_reworded_and_of_a_changed_commit(project: Project) -> None:
+    git(project.tree, "commit", "-q", "--amend", "-m", MESSAGE.format(title="Another subject"))
+    project.ok("export")
+    assert b"Another subject" in project.patch("add-dos-lines").read_bytes()
+    (project.tree / "toy/dos.txt").write_bytes(b"one\r\ntwo and three quarters\r\nthree\r\n")
+    git(project.tree, "commit", "-q", "-a", "--amend", "--no-edit")
+    project.ok("export")
+    assert b"three quarters" in project.patch("add-dos-lines").read_bytes()
+    (project.tree / "toy/dos.txt").write_bytes(b"one\r\ntwo and a bit\r\nthree\r\n")
+    git(project.tree, "commit", "-q", "-a", "--amend", "-m", MESSAGE.format(title="Both changed"))
+    project.ok("export")
+    assert b"Both changed" in project.patch("add-dos-lines").read_bytes()
+    assert len(list(project.base.glob("*.patch"))) == 3
+
+
+def test_export_follows_a_reordered_and_a_dropped_commit(project: Project) -> None:
+    dos, second = git(project.tree, "log", "-2", "--format=%H").split()
+    git(project.tree, "reset", "-q", "--hard", "HEAD~2")
+    git(project.tree, "cherry-pick", dos)
+    git(project.tree, "cherry-pick", second)
+    project.ok("export")
+    assert (project.base / "series").read_text().split()[3:] == [NAMES[0], NAMES[2], NAMES[1]]
+    project.ok("check")
+    git(project.tree, "reset", "-q", "--hard", "HEAD^")
+    assert "removed add-the-second.patch" in project.ok("export")
+    assert not project.patch("add-the-second").exists()
+    project.ok("check")
+
+
+def test_a_patch_is_renamed_as_the_manual_says(project: Project) -> None:
+    project.patch(NAMES[1]).rename(project.patch("second"))
+    project.series(NAMES[0], "second", NAMES[2])
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    assert "no patch changed" in project.ok("export")
+    assert "\nsecond " in (project.base / "series.lock").read_text()
+    project.ok("check")
+
+
+def test_a_patch_with_an_offset_is_repaired_as_the_manual_says(project: Project) -> None:
+    before = project.patches()
+    (project.base / "series").write_text(
+        "# the order\n#add-the-first\n#add-the-second\n#add-dos-lines\n"
+    )
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    for name in NAMES[1:]:
+        patch = f"../../../patches/v1/{name}.patch"
+        git(project.tree, "am", "--keep", "--3way", patch)
+    project.patch(NAMES[0]).unlink()
+    project.ok("export")
+    assert (project.base / "series").read_text().split()[-2:] == list(NAMES[1:])
+    assert project.patch(NAMES[1]).read_bytes() != before[str(project.patch(NAMES[1]))]
+    project.ok("check")
+
+
+def test_edits_are_dropped_as_the_manual_says(project: Project) -> None:
+    applied = git(project.tree, "rev-parse", "HEAD")
+    project.commit("Mine", {"mine.py": b"mine\n"})
+    (project.tree / "toy/model.py").write_text("mine\n")
+    (project.tree / "new").mkdir()
+    (project.tree / "new/file.py").write_text("mine\n")
+    git(project.tree, "reset", "--hard")
+    git(project.tree, "clean", "-d", "-f")
+    git(project.tree, "reset", "--hard", applied)
+    project.ok("unapply")
+
+
+def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
+    project.commit("Twin", {"a.txt": b"a\n"})
+    project.commit("Twin", {"b.txt": b"b\n"})
+    project.ok("export")
+    assert {"twin.patch", "twin-b.patch"} <= {p.name for p in project.base.glob("*.patch")}
+    project.ok("check")
+
+
+def test_series_comments_stay_above_their_name() -> None:
+    text = "# head\n\n# about a\na\n# about b\nb\n# end\n"
+    assert patches.with_names(text, ["a", "b"]) == text
+    assert patches.with_names(text, ["b", "a"]) == ("# head\n\n# about b\nb\n# about a\na\n# end\n")
+    assert patches.with_names(text, ["b", "new"]) == "# head\n\n# about b\nb\nnew\n# end\n"
+    assert patches.with_names("# head\na\n", ["b"]) == "# head\nb\n"
+
+
+def test_same_tree_from_the_git_tag(fresh: Project, master: Project) -> None:
+    fresh.ok("apply", "--source", "git")
+    assert git(fresh.tree, "rev-parse", "HEAD") == git(master.tree, "rev-parse", "HEAD")
+
+
+def test_json_is_all_that_is_printed(project: Project) -> None:
+    for command in ("status", "apply", "export", "check", "fetch", "unapply", "clean", "doctor"):
+        done = project.run(command, "--json")
+        assert json.loads(done.stdout)["exit"] == done.returncode, command
+
+
+# ---- the user's settings ----
+
+SETTINGS = [
+    "diff.noprefix=true",
+    "diff.mnemonicPrefix=true",
+    "diff.algorithm=patience",
+    "diff.context=9",
+    "diff.interHunkContext=50",
+    "diff.renames=copies",
+    "diff.indentHeuristic=false",
+    "diff.suppressBlankEmpty=true",
+    "apply.whitespace=fix",
+    "apply.ignoreWhitespace=change",
+    "commit.gpgsign=true",
+    "core.autocrlf=true",
+    "core.abbrev=7",
+    "core.quotePath=false",
+    "core.fileMode=false",
+    "am.threeWay=true",
+    "am.keepcr=false",
+    "format.signature=mine",
+    "format.attach=x",
+    "format.subjectPrefix=MINE",
+    "format.numbered=true",
+    "format.useAutoBase=true",
+    "format.noprefix=true",
+    "mailinfo.scissors=true",
+    "i18n.commitEncoding=latin1",
+]
+
+
+@pytest.mark.parametrize("place", ["user", "variables", "tree"])
+def test_git_settings_change_nothing(
+    place: str, fresh: Project, master: Project, tmp_path: Path
+) -> None:
+    env = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    for file in ("attributes", "ignore"):
+        (tmp_path / "xdg/git").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"xdg/git/{file}").write_text("*.py text eol=crlf\n*.py\n")
+    if place == "user":
+        for setting in SETTINGS:
+            git(tmp_path, "config", "--file", ".gitconfig", *setting.split("=", 1))
+        env["GIT_CONFIG_GLOBAL"] = str(tmp_path / ".gitconfig")
+    elif place == "variables":
+        env["GIT_CONFIG_COUNT"] = str(len(SETTINGS))
+        for number, setting in enumerate(SETTINGS):
+            key, value = setting.split("=", 1)
+            env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = key, value
+        env.update(
+            GIT_DIR="/nonexistent",
+            GIT_INDEX_FILE="/nonexistent",
+            GIT_AUTHOR_DATE="1999-01-01",
+            GIT_COMMITTER_NAME="Someone",
+            GIT_DIFF_OPTS="-u9",
+            TZ="Asia/Seoul",
+            LC_ALL="C.UTF-8",
+        )
+    before = fresh.patches()
+    done = fresh.run("apply", env=env, umask=0o77)
+    assert done.returncode == 0, done.stderr
+    if place == "tree":
+        for setting in SETTINGS:
+            git(fresh.tree, "config", *setting.split("=", 1))
+    fresh.ok("export", env=env)
+    fresh.ok("check", env=env)
+    assert fresh.patches() == before
+    assert git(fresh.tree, "rev-parse", "HEAD") == git(master.tree, "rev-parse", "HEAD")
+
+
+# ---- more than one command, and killed ones ----
+
+
+def test_concurrent_applies_agree(fresh: Project) -> None:
+    env = {**os.environ, "SERIES_ROOT": str(fresh.root), "PYTHONPATH": str(REPO / "scripts")}
+    command = [sys.executable, "-m", "series", "apply", "--base", "v1"]
+    both = [
+        subprocess.Popen(
+            [*command, "--sources", str(fresh.sources)], env=env, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    said = sorted(process.communicate()[0].split()[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0, 0]
+    assert said == ["applied", "nothing", "nothing"]
+    fresh.ok("check")
+
+
+# Kills the tool (its parent) before the call of git that has the number $KILL_AT or says $KILL_ON.
+KILLER = """#!/bin/sh
+echo x >> "$COUNT"
+case "$*" in *"$KILL_ON"*) kill -KILL $PPID; sleep 1;; esac
+if [ "$(wc -l < "$COUNT")" -eq "$KILL_AT" ]; then kill -KILL $PPID; sleep 1; fi
+exec "$REAL_GIT" "$@"
+"""
+
+
+def kill_apply(project: Project, folder: Path, *, at: int = 0, on: str = "no such call") -> int:
+    """Run apply and kill it before a call of git; return how it ended."""
+    folder.mkdir(exist_ok=True)
+    (folder / "git").write_text(KILLER)
+    (folder / "git").chmod(0o755)
+    (folder / "count").write_text("")
+    env = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "COUNT": str(folder / "count"),
+        "KILL_AT": str(at),
+        "KILL_ON": on,
+        "REAL_GIT": shutil.which("git") or "",
+    }
+    return project.run("apply", env=env).returncode
+
+
+@pytest.mark.parametrize("start", ["clean", "unapply"])
+def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_path: Path) -> None:
+    head = git(project.tree, "rev-parse", "HEAD")
+    at = 1
+    project.ok(start)
+    while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
+        assert code == -signal.SIGKILL
+        project.ok("apply")
+        assert git(project.tree, "rev-parse", "HEAD") == head
+        assert git(project.tree, "status", "--porcelain") == ""
+        project.ok(start)
+        at += 5
+    assert at > 10
+
+
+def test_apply_killed_in_the_middle_of_a_checkout(project: Project, tmp_path: Path) -> None:
+    project.ok("unapply")
+    assert kill_apply(project, tmp_path / "bin", on="checkout --quiet --force") == -signal.SIGKILL
+    # What a half-done checkout leaves behind.
+    (project.tree / ".git/index.lock").write_text("")
+    (project.tree / "toy/model.py").unlink()
+    (project.tree / "toy/new.py").write_text("half\n")
+    assert json.loads(project.ok("status", "--json"))["state"] == "interrupted"
+    project.ok("apply")
+    assert git(project.tree, "status", "--porcelain") == ""
+    project.ok("check")

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that must hold for a series before it is shared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import patches as files
+from .config import ROOT, Base, Paths
+from .errors import Exit, SeriesError
+from .lint import Finding, lint
+from .patches import Locked
+from .tree import build, compare_lock
+
+
+def check_lint(base: Base) -> list[Finding]:
+    """The findings of the lint, and whether the index is the one export writes."""
+    found = lint(base)
+    if not found:
+        index = ROOT / "patches/README.md"
+        if not index.is_file() or index.read_text(encoding="utf-8") != files.index(ROOT):
+            found.append(Finding("index", "patches/README.md", "run make export, which writes it"))
+    return found
+
+
+def check_series(base: Base, paths: Paths, fetch: Callable[[], Path]) -> dict[str, Any]:
+    """Apply the series exactly to a scratch tree and compare it with series.lock.
+
+    Applying includes the round trip: the exported commits equal the files byte for byte.
+    """
+    if Locked.read(base) is None:
+        raise SeriesError(
+            Exit.LOCK, f"{base.lock_file} is missing", hint="run make apply export and commit it"
+        )
+    scratch = paths.state / ".check"
+    try:
+        built = build(base, fetch(), scratch, files.read(base))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    compare_lock(base, built)
+    return {"patches": list(built.patches), "base_tree": built.base}

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pinned files, each compared with its sha256 before anything uses it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from . import index
+from .config import Artifact, Base, Paths
+from .errors import Exit, SeriesError
+from .git import attempt, first_line, git
+from .state import sha256
+
+RETRIES = 5
+TIMEOUT = 60.0  # seconds without a byte
+# A git hook that calls this tool sets these for its own repository.
+_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+
+
+def fetch_archive(base: Base, paths: Paths, *, sources: Path | None = None) -> Path:
+    """The verified source archive of the base."""
+    return _fetch(base, base.archive, paths, sources)
+
+
+def fetch_wheel(base: Base, paths: Paths, *, sources: Path | None = None) -> Path:
+    """The verified wheel of the release, which holds its compiled kernels."""
+    if base.wheel is None:
+        raise SeriesError(Exit.SOURCE, f"{base.name} names no wheel", hint="use KERNELS=source")
+    return _fetch(base, base.wheel, paths, sources)
+
+
+def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> Path:
+    target = paths.downloads / pinned.name
+    if target.is_file():
+        if sha256(target) == pinned.sha256:
+            return target
+        target.unlink()
+        _say(f"{pinned.name} in {paths.downloads} is damaged; fetching it again")
+    paths.downloads.mkdir(parents=True, exist_ok=True)
+    if sources is not None:
+        _copy(sources / pinned.name, pinned, target)
+        return target
+    offer = index.offers(base.package, base.version).get(pinned.name)
+    if offer is None:
+        raise SeriesError(
+            Exit.SOURCE,
+            f"the package index has no {pinned.name}",
+            hint="use another index, or SOURCES= with a local copy",
+        )
+    if offer.sha256 and offer.sha256 != pinned.sha256:
+        raise SeriesError(
+            Exit.SOURCE,
+            f"the package index offers other bytes as {pinned.name} (sha256 {offer.sha256})",
+            hint="use another index, or SOURCES= with a local copy",
+        )
+    download(offer.url, pinned, target)
+    return target
+
+
+def _copy(found: Path, pinned: Artifact, target: Path) -> None:
+    if not found.is_file():
+        raise SeriesError(Exit.SOURCE, f"{found} does not exist", hint="correct SOURCES=")
+    part = target.with_name(target.name + ".part")
+    shutil.copyfile(found, part)
+    _accept(part, pinned, target, str(found))
+
+
+def _accept(part: Path, pinned: Artifact, target: Path, origin: str) -> None:
+    """Move `part` to its name if its bytes are the pinned ones; remove it otherwise."""
+    actual = sha256(part)
+    if actual != pinned.sha256:
+        part.unlink()
+        raise SeriesError(
+            Exit.SOURCE,
+            f"{origin} has sha256 {actual}, not {pinned.sha256} as base.toml says",
+            hint="nothing was kept; use a source that has the pinned file",
+        )
+    part.replace(target)
+
+
+def download(
+    url: str, pinned: Artifact, target: Path, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Fetch `url` into `target`, continuing `target.part` if an earlier try left one."""
+    part = target.with_name(target.name + ".part")
+    for attempt_number in range(RETRIES):
+        resumed = part.exists() and part.stat().st_size > 0
+        try:
+            _transfer(url, part, pinned.name)
+            _accept(part, pinned, target, index.hide(url))
+            return
+        except SeriesError:
+            # What an earlier run left may be the damaged half: once more from the first byte.
+            if not resumed:
+                raise
+            _say(f"{pinned.name}: the continued download is not the pinned file; starting over")
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and resumed:  # the partial file is as long as the whole or longer
+                part.unlink()
+            elif attempt_number + 1 == RETRIES or (
+                error.code < 500 and error.code not in (408, 429)
+            ):
+                raise _unreachable(url, f"HTTP status {error.code}") from error
+        except (OSError, http.client.HTTPException) as error:
+            if attempt_number + 1 == RETRIES:
+                raise _unreachable(url, index.hide(str(error))) from error
+            _say(f"{pinned.name}: {index.hide(str(error))}; trying again")
+        sleep(float(2**attempt_number))
+    raise _unreachable(url, "it never arrived whole")
+
+
+def _unreachable(url: str, reason: str) -> SeriesError:
+    return SeriesError(
+        Exit.SOURCE,
+        f"cannot download {index.hide(url)} ({reason})",
+        hint="run it again to continue, or use SOURCES= with a local copy",
+    )
+
+
+def _transfer(url: str, part: Path, name: str) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    bare = index.hide(url)
+    request = urllib.request.Request(bare)
+    authorization = index.authorization(url) if bare.startswith("http") else ""
+    if authorization:
+        # Unredirected: a redirect to another host must not see it.
+        request.add_unredirected_header("Authorization", authorization)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    env = index.environment()
+    proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
+    proxies = {scheme: proxy for scheme, proxy in proxies.items() if proxy}
+    context = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE"))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),
+        urllib.request.HTTPSHandler(context=context),
+    )
+    with opener.open(request, timeout=TIMEOUT) as answer:
+        if have and answer.status != 206:
+            have = 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file:
+            progress = _Progress(name, have, total)
+            while block := answer.read(1 << 18):
+                file.write(block)
+                progress.add(len(block))
+    if total is not None and part.stat().st_size < total:
+        raise http.client.IncompleteRead(b"", total - part.stat().st_size)
+
+
+class _Progress:
+    """One rewritten line on a terminal, one line per tenth elsewhere."""
+
+    def __init__(self, name: str, have: int, total: int | None) -> None:
+        self.name, self.have, self.total = name, have, total
+        self.shown = -1
+
+    def add(self, size: int) -> None:
+        self.have += size
+        terminal = sys.stderr.isatty()
+        share = 100 * self.have // self.total if self.total else self.have >> 20
+        step = share if terminal else share // 10
+        if step == self.shown:
+            return
+        self.shown = step
+        text = f"{self.name}: {self.have / 1e6:.1f} MB"
+        if self.total:
+            text += f" of {self.total / 1e6:.1f} MB"
+        end = "\r" if terminal and self.have != self.total else "\n"
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def fetch_git(base: Base, paths: Paths) -> Path:
+    """The pinned commit from upstream's repository, as an archive made by git."""
+    repo = paths.downloads / f"{base.package}-{base.version}.git"
+    if not (repo / "HEAD").is_file():
+        repo.mkdir(parents=True, exist_ok=True)
+        git(repo, "init", "--quiet", "--bare", "--template=")
+    ref = f"refs/tags/{base.git_tag}"
+    if attempt(repo, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode:
+        # The user's git configuration applies here (proxy, mirror, credentials): what arrives is
+        # compared with the commit id.
+        env = {k: v for k, v in os.environ.items() if k not in _LOCAL}
+        done = subprocess.run(
+            ["git", "fetch", "--depth=1", "--no-tags", base.git_url, f"+{ref}:{ref}"],
+            cwd=repo,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=None if sys.stderr.isatty() else subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode:
+            reason = index.hide(first_line(done.stderr or b"")).removeprefix("fatal: ")
+            raise SeriesError(
+                Exit.SOURCE,
+                f"cannot clone {index.hide(base.git_url)} ({reason})",
+                hint="use SOURCE=archive, the default, or SOURCES= with a local copy",
+            )
+    commit = git(repo, "rev-parse", f"{ref}^{{commit}}")
+    if commit != base.git_commit:
+        git(repo, "update-ref", "-d", ref)
+        raise SeriesError(
+            Exit.SOURCE,
+            f"{base.git_tag} of {index.hide(base.git_url)} is commit {commit}, not "
+            f"{base.git_commit} as base.toml says",
+            hint="nothing was kept; use SOURCE=archive",
+        )
+    archive = repo.with_suffix(".git.tar")
+    git(repo, "archive", f"--prefix={base.package}/", "-o", archive.resolve(), commit)
+    return archive

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Git, shielded from the user's and the machine's configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from .errors import Exit, SeriesError
+
+# Who and when of every commit: with it the commit ids are the same everywhere.
+WHO = "series <series@localhost> 1767225600 +0000"
+_WHO = {"NAME": "series", "EMAIL": "series@localhost", "DATE": "1767225600 +0000"}
+
+# Said on the command line because the work tree's own .git/config belongs to the user.
+_CONFIG = {
+    "am.keepcr": "true",
+    "am.messageId": "false",
+    "am.threeWay": "false",
+    "apply.ignoreWhitespace": "no",
+    "apply.whitespace": "nowarn",
+    "commit.gpgSign": "false",
+    "core.attributesFile": "/dev/null",
+    "core.autocrlf": "false",
+    "core.bigFileThreshold": "512m",
+    "core.eol": "lf",
+    "core.excludesFile": "/dev/null",
+    "core.fileMode": "true",
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "core.ignoreCase": "false",
+    "core.precomposeUnicode": "false",
+    "core.safecrlf": "false",
+    "core.symlinks": "true",
+    "diff.algorithm": "myers",
+    "diff.context": "3",
+    "diff.indentHeuristic": "true",
+    "diff.interHunkContext": "0",
+    "diff.mnemonicPrefix": "false",
+    "diff.noprefix": "false",
+    "diff.orderFile": "/dev/null",
+    "diff.relative": "false",
+    "diff.renames": "false",
+    "diff.suppressBlankEmpty": "false",
+    "format.attach": "",
+    "format.noprefix": "false",
+    "format.useAutoBase": "false",
+    "gc.auto": "0",
+    "i18n.commitEncoding": "utf-8",
+    "i18n.logOutputEncoding": "utf-8",
+    "init.defaultBranch": "series",
+    "mailinfo.scissors": "false",
+    "maintenance.auto": "false",
+    # The tree is the tool's own, also where a container changes the owner of the checkout.
+    "safe.directory": "*",
+}
+
+# Highest in precedence: no .gitattributes of upstream may change bytes or hunk headers.
+ATTRIBUTES = "* -text !eol -ident -filter !diff !merge -working-tree-encoding\n"
+
+FORMAT = (
+    "--binary",
+    "--full-index",
+    "--keep-subject",
+    "--no-attach",
+    "--no-base",
+    "--no-color",
+    "--no-cover-letter",
+    "--no-ext-diff",
+    "--no-renames",
+    "--no-signature",
+    "--no-textconv",
+    "--no-thread",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+    "--stat=79",
+    "--unified=3",
+    "--zero-commit",
+)
+
+
+def environment() -> dict[str, str]:
+    """The caller's environment without its git settings, language and time zone."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "LC_", "LANG"))}
+    env.update(
+        GIT_CONFIG_NOSYSTEM="1",
+        # A killed `git status` must not leave an index.lock behind.
+        GIT_OPTIONAL_LOCKS="0",
+        GIT_TERMINAL_PROMPT="0",
+        LC_ALL="C",
+        TZ="UTC",
+        # Not GIT_CONFIG_GLOBAL, which git before 2.32 does not know.
+        HOME="/nonexistent",
+        XDG_CONFIG_HOME="/nonexistent",
+    )
+    for role in ("AUTHOR", "COMMITTER"):
+        env.update({f"GIT_{role}_{key}": value for key, value in _WHO.items()})
+    return env
+
+
+def attempt(
+    repo: Path, *args: str | Path, stdin: bytes | None = None, index: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run git in `repo` and return what came of it, failed or not."""
+    options = [part for key, value in _CONFIG.items() for part in ("-c", f"{key}={value}")]
+    env = environment()
+    if index is not None:
+        env["GIT_INDEX_FILE"] = str(index)
+    return subprocess.run(
+        ["git", *options, *map(str, args)],
+        cwd=repo,
+        env=env,
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        check=False,
+    )
+
+
+def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:
+    """Run git in `repo`; return its output without the last newline, or raise."""
+    done = attempt(repo, *args, stdin=stdin)
+    if done.returncode:
+        raise SeriesError(Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}")
+    return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+
+
+def first_line(output: bytes) -> str:
+    """The first line that says something, for a message of one line."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[0] if lines else "no message"

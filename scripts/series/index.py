@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the package index that pip or uv is configured for keeps a file.
+
+uv answers, and does not build anything. pip's configuration, which uv does not read, is handed on.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import dataclasses
+import functools
+import netrc
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from .config import parse_toml
+from .errors import Exit, SeriesError
+
+# pip's setting -> uv's variable
+_FROM_PIP = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+}
+_UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A file that the index offers."""
+
+    name: str
+    url: str
+    sha256: str  # empty if the index does not say
+    size: int | None  # bytes
+
+
+def hide(text: str) -> str:
+    """`text` without the user names and passwords of its URLs."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+@functools.lru_cache(maxsize=1)
+def pip_settings() -> dict[str, str]:
+    """pip's own configuration (files and PIP_* variables), without section names."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    found: dict[str, str] = {}
+    rank = {"global": 0, "install": 1, ":env:": 2}
+    rows = []
+    for line in done.stdout.splitlines():
+        match = re.match(r"(global|install|:env:)\.([a-z-]+)=(.*)$", line)
+        if match:
+            rows.append((rank[match[1]], match[2], str(ast.literal_eval(match[3]))))
+    for _, key, value in sorted(rows):
+        found[key] = value
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The environment for uv: the caller's, and pip's index where none is set for uv."""
+    env = dict(os.environ)
+    env.update(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
+    # One index must not hide another's files; every file is checked by its hash.
+    env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    own_index = any(env.get(name) for name in _UV_INDEX)
+    for key, value in pip_settings().items():
+        name = _FROM_PIP.get(key)
+        if name and not env.get(name) and not (own_index and name in _UV_INDEX):
+            separator = "," if name == "UV_FIND_LINKS" else " "
+            env[name] = separator.join(value.split())
+    proxy = pip_settings().get("proxy", "")
+    for scheme in ("http", "https"):
+        if proxy and not env.get(f"{scheme}_proxy") and not env.get(f"{scheme.upper()}_PROXY"):
+            env[f"{scheme}_proxy"] = proxy
+    return env
+
+
+def uv() -> Path:
+    """The uv beside this Python (build/tools), else the one on PATH."""
+    beside = Path(sys.executable).parent / "uv"
+    found = beside if beside.exists() else shutil.which("uv")
+    if not found:
+        raise SeriesError(Exit.SOURCE, "uv is missing", hint="run through make, which installs it")
+    return Path(found)
+
+
+def offers(package: str, version: str) -> dict[str, Offer]:
+    """The files of one release by name, as the index lists them; nothing is downloaded or built."""
+    env = environment()
+    done = subprocess.run(
+        [
+            *(uv(), "pip", "compile", "--quiet", "--no-deps", "--no-header"),
+            *("--format", "pylock.toml", "--python", sys.executable),
+            *("--python-platform", "x86_64-manylinux_2_31", "-"),
+        ],
+        input=f"{package}=={version}\n",
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = " ".join(hide(done.stderr).split())[-300:]
+        raise SeriesError(
+            Exit.SOURCE,
+            f"the package index does not give {package} {version} ({reason})",
+            hint="check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
+        )
+    found: dict[str, Offer] = {}
+    for row in parse_toml(done.stdout)["packages"]:
+        for file in [row.get("sdist"), *row.get("wheels", [])]:
+            if file:
+                offer = _offer(file)
+                found[offer.name] = offer
+    return found
+
+
+def _offer(file: dict[str, Any]) -> Offer:
+    url = file.get("url") or Path(file["path"]).resolve().as_uri()
+    name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])
+    return Offer(name, url, file.get("hashes", {}).get("sha256", ""), file.get("size"))
+
+
+def authorization(url: str) -> str:
+    """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
+    parts = urllib.parse.urlsplit(url)
+    env = environment()
+    indexes = [
+        part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part
+    ]
+    for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
+        other = urllib.parse.urlsplit(candidate)
+        if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):
+            user, password = other.username, other.password or ""
+            return _basic(urllib.parse.unquote(user), urllib.parse.unquote(password))
+    try:
+        entry = netrc.netrc().authenticators(parts.hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        entry = None
+    return _basic(entry[0], entry[2] or "") if entry else ""
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

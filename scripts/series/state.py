@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written under the build folder: locks, the record of an apply, atomic files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import Exit, SeriesError
+
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by the series tool.\n"
+
+
+def make_build_folder(folder: Path) -> None:
+    """Create the build folder with the tag by which `distclean` knows it as its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = folder / "CACHEDIR.TAG"
+    if not tag.exists() and {p.name for p in folder.iterdir()} <= {"dev", "tools"}:
+        tag.write_text(TAG)
+
+
+def write_atomic(path: Path, data: bytes) -> bool:
+    """Replace `path` by `data` in one step; False if it held just that already."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == data:
+            return False
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_bytes(data)
+    fresh.replace(path)
+    return True
+
+
+def digest(data: bytes) -> str:
+    """The hex sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The hex sha256 of a file's bytes."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(file: Path, wait: float) -> Iterator[None]:
+    """Hold the lock `file`; wait at most `wait` seconds for another command to release it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as handle:
+        end = time.monotonic() + wait
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= end:
+                    raise SeriesError(
+                        Exit.BUSY,
+                        f"another command works on this build folder (lock {file})",
+                        hint="wait for it, or use another BUILD_DIR=",
+                    ) from None
+            if not told:
+                print("waiting for another command to finish", file=sys.stderr)
+                told = True
+            time.sleep(0.05)
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the last apply or export left in the work tree (kept in the tree's .git folder)."""
+
+    source: str  # what the base commit was made from
+    head: str  # commit id
+    patches: dict[str, str]  # name -> sha256 of the file, in the order applied
+
+    @classmethod
+    def read(cls, file: Path) -> Record | None:
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            return None
+
+    def write(self, file: Path) -> None:
+        write_atomic(file, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
