@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""test-model and test-each on a toy vLLM, with this Python as its environment."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from series import env as environments
+from series import stages
+from series.config import Base, Paths
+from series.errors import Exit, SeriesError
+
+NAMES = ("first", "second")
+PLAN = """\
+[environment]
+TOY = "set"
+[stock]
+imports = ["vllm"]
+tests = ["tests/test_stock.py"]
+[patch.first]
+imports = ["vllm.first"]
+tests = ["tests/test_first.py"]
+[patch.second]
+tests = ["tests/test_second.py::test_it"]
+imports = []
+"""
+TEST = """\
+import os
+import vllm
+from vllm import _version
+def test_it():
+    assert os.environ["TOY"] == "set"
+    assert _version.version == "1"
+    assert vllm.COUNT == {count}
+"""
+
+
+def git(folder: Path, *args: str) -> str:
+    env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+    for role in ("AUTHOR", "COMMITTER"):
+        env[f"GIT_{role}_NAME"], env[f"GIT_{role}_EMAIL"] = "Toy", "toy@example.com"
+    done = subprocess.run(
+        ["git", *args], cwd=folder, env=env, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+@dataclasses.dataclass
+class Toy:
+    """A toy vLLM with two patches applied, and a plan for them."""
+
+    base: Base
+    paths: Paths
+    plan: Path
+
+    def run(self, command: str, patch: str = "") -> None:
+        args = argparse.Namespace(
+            command=command, stages=str(self.plan), patch=patch, json=False, wait=1.0
+        )
+        stages.run(self.base, self.paths, args)
+
+    def fails(self, command: str) -> SeriesError:
+        with pytest.raises(SeriesError) as caught:
+            self.run(command)
+        return caught.value
+
+    def commit(self, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = self.paths.tree / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        git(self.paths.tree, "add", "-A")
+        git(self.paths.tree, "commit", "-q", "-m", "patch")
+
+    def amend(self, files: dict[str, str]) -> None:
+        self.commit(files)
+        git(self.paths.tree, "reset", "-q", "--soft", "HEAD~2")
+        git(self.paths.tree, "commit", "-q", "-m", "patch")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    folder = tmp_path / "patches/v0.19.1"
+    folder.mkdir(parents=True)
+    (folder / "series").write_text("".join(f"{name}\n" for name in NAMES))
+    real = Base.load("v0.19.1", Path(__file__).resolve().parents[2])
+    plan = tmp_path / "stages.toml"
+    plan.write_text(PLAN)
+    one = Toy(dataclasses.replace(real, folder=folder), Paths(tmp_path / "build", "v0.19.1"), plan)
+    one.paths.tree.mkdir(parents=True)
+    git(one.paths.tree, "init", "-q")
+    one.commit(
+        {
+            ".gitignore": "*.so\n/vllm/_version.py\n__pycache__/\n",
+            "vllm/__init__.py": "COUNT = 0\n",
+            "tests/test_stock.py": "def test_it():\n    pass\n",
+        }
+    )
+    git(one.paths.tree, "tag", "base")
+    for count, name in enumerate(NAMES, start=1):
+        one.commit(
+            {
+                "vllm/__init__.py": f"COUNT = {count}\n",
+                f"vllm/{name}.py": "",
+                f"tests/test_{name}.py": TEST.format(count=count),
+            }
+        )
+    (one.paths.tree / "vllm/_version.py").write_text("version = '1'\n")
+    kernel = one.paths.kernels / "key/_C_AVX2.abi3.so"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text("kernel")
+    (one.paths.tree / "vllm/_C.abi3.so").symlink_to(kernel)
+    monkeypatch.delenv("KERNEL_CACHE", raising=False)
+    monkeypatch.setattr(environments, "python", lambda _: Path(sys.executable))
+    monkeypatch.setattr(environments, "read_stamp", lambda _: {"checked": ["cpu"]})
+    return one
+
+
+def test_each_runs_on_the_tree_after_its_patch(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    # In the work tree, COUNT is 2: the first patch's test passes only in its own tree.
+    toy.run("test-each")
+    table = capfd.readouterr().out.splitlines()[-3:]
+    trees = git(toy.paths.tree, "log", "--reverse", "--format=%T", "base..HEAD").split()
+    assert [line.split()[:4] for line in table[1:]] == [
+        [name, tree[:12], "ok", "1"] for name, tree in zip(NAMES, trees, strict=True)
+    ]
+    assert not list(toy.paths.state.glob("each/*"))
+    assert len(git(toy.paths.tree, "worktree", "list").splitlines()) == 1
+    assert git(toy.paths.tree, "status", "--porcelain") == ""
+
+
+def test_each_links_the_kernels(toy: Toy) -> None:
+    text = "from pathlib import Path\nimport vllm\n"
+    text += "def test_it():\n    so = Path(vllm.__file__).with_name('_C.abi3.so')\n"
+    toy.amend({"tests/test_second.py": text + "    assert so.read_text() == 'kernel'\n"})
+    toy.run("test-each", "second")
+
+
+def test_model_runs_all_in_one_process(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    pid = "import os\ndef test_it():\n    print('PID', os.getpid())\n    assert 0\n"
+    toy.amend({"tests/test_first.py": pid, "tests/test_second.py": pid})
+    error = toy.fails("test-model")
+    assert error.code is Exit.FAILED
+    out = capfd.readouterr().out
+    assert len({line for line in out.splitlines() if line.startswith("PID")}) == 1
+    assert out.splitlines()[-1].split()[2:6] == ["ok", "1", "2", "0"]  # stock passes
+
+
+@pytest.mark.parametrize(
+    ("files", "cells"),
+    [
+        ({"tests/test_second.py": "def test_it():\n    assert 0\n"}, ["ok", "0", "1", "0"]),
+        ({"tests/test_second.py": "import absent\n"}, ["ok", "0", "1", "0"]),
+        ({"vllm/__init__.py": "import absent\n"}, ["FAILS", "0", "0", "0"]),
+        (
+            {"tests/test_second.py": "import pytest\npytest.skip('x', allow_module_level=True)\n"},
+            ["ok", "0", "1", "1"],
+        ),
+        (
+            {"tests/test_second.py": "import pytest\n@pytest.mark.skip\ndef test_it(): pass\n"},
+            ["ok", "0", "0", "1"],
+        ),
+        (
+            {"tests/test_second.py": "import os\ndef test_it(): os._exit(0)\n"},
+            ["ok", "0", "0", "0"],
+        ),
+    ],
+)
+def test_a_failing_stage_is_named(
+    toy: Toy, capfd: pytest.CaptureFixture[str], files: dict[str, str], cells: list[str]
+) -> None:
+    toy.amend(files)
+    error = toy.fails("test-each")
+    assert error.code is Exit.FAILED
+    assert error.what == "failed: second"
+    assert capfd.readouterr().out.splitlines()[-1].split()[2:6] == cells
+    assert not list(toy.paths.state.glob("each/*"))
+
+
+def test_a_patch_without_a_stage_fails(toy: Toy) -> None:
+    toy.plan.write_text(PLAN.replace("[patch.second]", "[patch.other]"))
+    for command in ("test-each", "test-model"):
+        assert "no tests for second" in toy.fails(command).what
+    toy.plan.write_text(PLAN.replace('tests = ["tests/test_second.py::test_it"]', "tests = []"))
+    assert "no tests for second" in toy.fails("test-each").what
+    toy.plan.write_text("[patch.first\n")
+    assert "cannot be read" in toy.fails("test-each").what
+
+
+def test_what_must_come_first(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(toy.paths.tree, "reset", "-q", "--hard", "HEAD~1")
+    assert toy.fails("test-each").code is Exit.DIRTY
+    monkeypatch.setattr(environments, "read_stamp", lambda _: {})
+    assert toy.fails("test-each").code is Exit.BUILD
+    with pytest.raises(SeriesError, match="no patch 'third'"):
+        toy.run("test-each", "third")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`build`: the environment, the kernels and vLLM installed from the work tree."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import cuda, kernels
+from . import env as environments
+from .config import Base, Paths
+from .errors import Exit, SeriesError
+from .git import git
+from .state import locked, make_build_folder
+from .steps import Steps
+
+CPU_CHECK = """
+import torch
+import vllm.platforms.cpu as cpu
+cpu.CpuPlatform.import_kernels()
+x = torch.ones(2, 8)
+out = torch.empty_like(x)
+torch.ops._C.rms_norm(out, x, torch.ones(8), 0.0)
+assert torch.equal(out, x), out
+"""
+CUDA_CHECK = """
+import importlib, sys, torch
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        print(name, "loads")
+    except ImportError as error:
+        # Only the driver brings this one; a machine without a GPU cannot load what links to it.
+        if "libcuda.so.1" not in str(error):
+            raise
+        print(name, "needs the NVIDIA driver, not loaded")
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `build`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
+    parser.add_argument("--cuda-archs", default="", help="for source: 9.0, or a list")
+    parser.add_argument(
+        "--torch-index", default="", help="index (or folder) with torch's CPU build"
+    )
+    parser.add_argument("--python", default="", help="interpreter of the environment, 3.10 to 3.13")
+    parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
+
+
+def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
+    """Bring environment, kernels and installation up to date; say so if they were."""
+    steps = Steps(paths.state / "logs", quiet=args.json)
+    if args.jobs < 0:
+        raise SeriesError(Exit.USAGE, f"JOBS={args.jobs} is no number of jobs", hint="write JOBS=2")
+    jobs = args.jobs or len(os.sched_getaffinity(0))
+    device = args.device
+    if device == "auto":
+        device = "cuda" if cuda.has_gpu() else "cpu"
+        steps.say(f"device: {device} (DEVICE=auto)")
+    if device == "cuda" and args.torch_index:
+        raise SeriesError(
+            Exit.USAGE,
+            "TORCH_INDEX is for torch's CPU build",
+            hint="add DEVICE=cpu, or leave it out",
+        )
+    if not (paths.tree / ".git").exists():
+        raise SeriesError(Exit.DIRTY, f"there is no work tree {paths.tree}", hint="run make apply")
+    # Before anything is downloaded: what this machine cannot do.
+    archs = ""
+    if device == "cpu":
+        kernels.check_machine()
+        kernels.compiler()
+    elif args.kernels == "source":
+        archs = cuda.architectures(args.cuda_archs)
+
+    start = time.monotonic()
+    make_build_folder(paths.build)
+    with locked(paths.state / ".lock", args.wait):
+        torch = environments.torch_index(args.torch_index)
+        changed = environments.make(base, paths, steps, device, args.python, torch)
+        files: dict[str, Path] = {}
+        if device == "cuda" and args.kernels == "source":
+            steps.say(f"kernels: vLLM's CUDA build for {archs}, -j {jobs}; this takes long")
+            setup = cuda.source_environment(paths, archs, jobs)
+            changed |= environments.install_editable(paths, steps, base.version, setup)
+        else:
+            # vLLM picks its CPU platform by this local version.
+            version = f"{base.version}+cpu" if device == "cpu" else base.version
+            setup = {"VLLM_TARGET_DEVICE": "empty"}
+            # Beside the compile, which keeps a second processor busy for only half of its time.
+            with ThreadPoolExecutor(1) as pool:
+                installed = pool.submit(environments.install_editable, paths, steps, version, setup)
+                if device == "cpu":
+                    files = kernels.make(paths, steps, jobs)
+                else:
+                    sources = Path(args.sources) if args.sources else None
+                    files = cuda.precompiled(base, paths, steps, sources)
+            changed |= installed.result()
+            changed |= link(paths.tree, files, paths.kernels)
+        checked = environments.read_stamp(paths).get("checked")
+        if changed or checked != [device, args.kernels]:
+            steps.say("check: the kernels load")
+            check(paths, steps, device, files)
+            environments.write_stamp(paths, checked=[device, args.kernels])
+            steps.say(f"built in {time.monotonic() - start:.0f} s: {environments.python(paths)}")
+        else:
+            steps.say(f"nothing to do: {environments.python(paths)} is up to date")
+
+
+def link(tree: Path, files: dict[str, Path], cache: Path) -> bool:
+    """Make exactly `files` (path in the tree -> file in the cache) the kernels of a work tree.
+
+    Kernels of another device or an earlier build go; no other file of the tree is touched.
+    """
+    changed = False
+    for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0"):
+        path = tree / name
+        ours = path.is_symlink() and cache in path.readlink().parents
+        if name and name not in files and (ours or name.endswith(".so")):
+            path.unlink()
+            changed = True
+    for name, file in files.items():
+        path = tree / name
+        if path.is_symlink() and path.readlink() == file:
+            continue
+        if path.is_symlink() or path.exists():
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(file)
+        changed = True
+    return changed
+
+
+def check(paths: Paths, steps: Steps, device: str, files: dict[str, Path]) -> None:
+    """Load the kernels in the environment, without a GPU as far as that goes."""
+    argv: list[str | Path] = [environments.python(paths), "-c"]
+    if device == "cpu":
+        argv.append(CPU_CHECK)
+    else:
+        names = files or {
+            path.relative_to(paths.tree).as_posix(): path
+            for path in (paths.tree / "vllm").rglob("*.abi3.so")
+        }
+        modules = [n.removesuffix(".abi3.so").replace("/", ".") for n in names if n.endswith(".so")]
+        argv += [CUDA_CHECK, *sorted(modules)]
+    steps.run(
+        "check",
+        argv,
+        env={**environments.engine_environment(paths), "VLLM_LOGGING_LEVEL": "ERROR"},
+        cwd=paths.state,
+        hint="remove the environment's folder and run it again; if that does not help, report it",
+    )
+    if git(paths.tree, "status", "--porcelain", "--untracked-files=all"):
+        raise SeriesError(
+            Exit.BUILD,
+            f"the build left files in {paths.tree} that git does not ignore",
+            hint="see git status there, and report it",
+        )

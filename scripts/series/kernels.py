@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's CPU kernels, compiled from the work tree's own csrc/ and kept by what went into them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from . import env as environments
+from .config import ROOT, Paths
+from .errors import Exit, SeriesError
+from .git import git
+from .state import digest, sha256
+from .steps import Steps
+
+CMAKE = ROOT / "scripts" / "cmake"
+SOURCES = ("CMakeLists.txt", "cmake", "csrc")
+TARGET = "_C_AVX2"
+# -O2 as in vLLM's own builds (its setup.py asks for RelWithDebInfo), without the debug symbols.
+FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DNDEBUG",
+    "-DVLLM_TARGET_DEVICE=cpu",
+)
+# vllm/platforms/cpu.py imports one of these by what the processor can do; each file registers the
+# same operators, so the AVX2 one serves under all three names.
+NAMES = ("vllm/_C.abi3.so", "vllm/_C_AVX512.abi3.so", "vllm/_C_AVX2.abi3.so")
+COMPILER_HINT = "install g++ 12 or newer (Debian: apt-get install g++), or name one with CXX="
+
+
+def check_machine(machine: str = "", cpuinfo: str | None = None) -> None:
+    """Raise unless the kernels can be compiled for this processor and run on it."""
+    machine = machine or platform.machine()
+    if machine not in ("x86_64", "AMD64"):
+        raise SeriesError(
+            Exit.BUILD,
+            f"the CPU build is for x86-64 only, this machine is {machine}",
+            hint="build on x86-64; vLLM itself supports it, but this project has not tried",
+        )
+    if cpuinfo is None:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    match = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    lacking = {"avx2", "f16c"} - set(match[1].split() if match else ())
+    if lacking:
+        raise SeriesError(
+            Exit.BUILD,
+            f"the CPU kernels need {' and '.join(sorted(lacking))}, this processor has not",
+            hint="use a machine of 2013 or later; a virtual machine may hide it (CPU model host)",
+        )
+
+
+def compiler() -> tuple[str, str]:
+    """The C++ compiler's path and version; raise if it cannot compile the kernels."""
+    name = os.environ.get("CXX") or "g++"
+    path = shutil.which(name)
+    if path is None:
+        raise SeriesError(Exit.BUILD, f"no C++ compiler: {name} is missing", hint=COMPILER_HINT)
+    shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    first = shown.splitlines()[0] if shown else ""
+    done = subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, check=False)
+    version = done.stdout.strip()
+    # clang answers -dumpfullversion with an error or another number, but never says this.
+    if "Free Software Foundation" not in shown or not re.match(r"\d+\.", version):
+        raise SeriesError(
+            Exit.BUILD,
+            f"{path} is not GNU g++ ({first or 'no version'}), which vLLM's CPU build demands",
+            hint=COMPILER_HINT,
+        )
+    if int(version.split(".")[0]) < 12:
+        raise SeriesError(
+            Exit.BUILD, f"{path} is g++ {version}, the kernels need 12", hint=COMPILER_HINT
+        )
+    return path, first
+
+
+def key(paths: Paths, compiler_version: str) -> str:
+    """The name of the kernels in the cache: a digest of all that decides their bytes."""
+    parts = [
+        git(paths.tree, "ls-tree", "HEAD", *SOURCES),
+        *(f"{sha256(f)} {f.relative_to(CMAKE)}" for f in sorted(CMAKE.rglob("*")) if f.is_file()),
+        compiler_version,
+        f"torch {environments.torch_version(paths)}",
+        *FLAGS,
+        TARGET,
+        os.environ.get("CXXFLAGS", ""),
+    ]
+    return digest("\n".join(parts).encode())[:32]
+
+
+def make(paths: Paths, steps: Steps, jobs: int) -> dict[str, Path]:
+    """Compile the kernels unless the cache has them; the file behind each name in the work tree."""
+    check_machine()
+    path, version = compiler()
+    folder = paths.kernels / key(paths, version)
+    library = folder / f"{TARGET}.abi3.so"
+    if not library.is_file():
+        steps.say(f"kernels: compiling {TARGET} with {version}, -j {jobs}")
+        seconds = _compile(paths, steps, folder, path, jobs)
+        steps.say(f"kernels: compiled in {seconds:.0f} s")
+    return dict.fromkeys(NAMES, library)
+
+
+def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs: int) -> float:
+    # Named by the key, so that a run after an interrupted one continues in it.
+    work = paths.state / "compile" / folder.name
+    source, objects = work / "source", work / "objects"
+    if not source.is_dir():
+        _export_sources(paths, work, source)
+    bin_folder = paths.env / "bin"
+    env = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FETCHCONTENT_SOURCE_DIR_ONEDNN": str(CMAKE / "onednn"),
+    }
+    hint = "see docs/building.md#when-the-compile-fails"
+    seconds = steps.run(
+        "kernels-configure",
+        [
+            *(bin_folder / "cmake", "-S", source, "-B", objects, "-G", "Ninja", *FLAGS),
+            f"-DCMAKE_CXX_COMPILER={compiler_path}",
+            f"-DCMAKE_MAKE_PROGRAM={bin_folder / 'ninja'}",
+            f"-DCMAKE_PROJECT_vllm_extensions_INCLUDE={CMAKE / 'cpu_kernels.cmake'}",
+            f"-DTorch_DIR={CMAKE / 'torch'}",
+            f"-DVLLM_PYTHON_EXECUTABLE={environments.python(paths)}",
+        ],
+        env=env,
+        hint=hint,
+    )
+    seconds += steps.run(
+        "kernels-compile",
+        [bin_folder / "cmake", "--build", objects, "--target", TARGET, "-j", str(jobs)],
+        env=env,
+        hint=hint,
+    )
+    ready = work / "ready"
+    ready.mkdir(exist_ok=True)
+    shutil.copyfile(objects / f"{TARGET}.abi3.so", ready / f"{TARGET}.abi3.so")
+    store(ready, folder)
+    shutil.rmtree(work)
+    return seconds
+
+
+def _export_sources(paths: Paths, work: Path, source: Path) -> None:
+    fresh = work / "source.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    archive = work / "source.tar"
+    # The commit, not the files: what is not committed must not get into the cache under its key.
+    git(paths.tree, "archive", "--format=tar", "-o", archive.resolve(), "HEAD", *SOURCES)
+    with tarfile.open(archive) as stream:
+        # Python before 3.10.12 and 3.11.4 has no filters.
+        stream.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        stream.extractall(fresh)
+    archive.unlink()
+    fresh.rename(source)
+
+
+def store(ready: Path, folder: Path) -> None:
+    """Move a finished folder into the cache in one step; another clone may have been quicker."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.move(ready, staged)
+    try:
+        staged.rename(folder)
+    except OSError:
+        shutil.rmtree(staged)
+        if not folder.is_dir():
+            raise

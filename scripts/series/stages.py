@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`test-model` and `test-each`: the tests that the patches bring, in vLLM's own tests tree."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from . import build, patches
+from . import env as environments
+from .config import ROOT, Base, Paths
+from .errors import Exit, SeriesError
+from .git import attempt, git
+from .state import locked
+
+FILE = ROOT / "ci" / "stages.toml"
+NO_IMPORT = 97
+# One process for the imports and the tests: importing vLLM alone takes 10 s.
+RUN = f"""
+import importlib, pathlib, sys, traceback
+tree, modules, *arguments = sys.argv[1:]
+try:
+    for name in modules.split(","):
+        module = importlib.import_module(name)
+        assert pathlib.Path(module.__file__).resolve().is_relative_to(tree), module.__file__
+except Exception:
+    traceback.print_exc()
+    sys.exit({NO_IMPORT})
+import pytest
+sys.exit(pytest.main(arguments))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is run on the tree after one patch (or, for stock, after the last)."""
+
+    name: str
+    imports: list[str]
+    tests: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The contents of ci/stages.toml."""
+
+    environment: dict[str, str]
+    stock: Stage
+    patches: dict[str, Stage]
+
+    @classmethod
+    def read(cls, file: Path, names: list[str]) -> Plan:
+        """The plan for a series of patches; raise Exit.FAILED if it lacks one of them."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+            environment = {str(k): str(v) for k, v in data.get("environment", {}).items()}
+            stock = Stage("stock", **data.get("stock", {"imports": [], "tests": []}))
+            stages = {n: Stage(n, **table) for n, table in data.get("patch", {}).items()}
+        except (OSError, tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
+            raise SeriesError(
+                Exit.FAILED, f"{file} cannot be read: {error}", hint="its head says what it holds"
+            ) from error
+        lacking = [n for n in names if n not in stages or not stages[n].tests]
+        if lacking:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{file} has no tests for {', '.join(lacking)}",
+                hint=f"add [patch.{lacking[0]}] with imports and tests",
+            )
+        return cls(environment, stock, {n: stages[n] for n in names})
+
+
+@dataclasses.dataclass
+class Result:
+    """What came of a stage; seconds are wall time."""
+
+    stage: str
+    tree: str
+    imports: bool = False
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        # A stage whose tests are all skipped has shown nothing.
+        return self.imports and not self.failed and self.passed > 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `test-model` and `test-each`."""
+    parser.add_argument("--stages", default=str(FILE), help="the plan (ci/stages.toml)")
+    parser.add_argument("--patch", default="", help="only the stage of this patch")
+
+
+def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
+    """Run the stages and print a table; raise Exit.FAILED if one did not pass."""
+    names = patches.names(base)
+    plan = Plan.read(Path(args.stages), names)
+    if args.patch and args.patch not in names:
+        raise SeriesError(
+            Exit.USAGE, f"no patch {args.patch!r} in {base.series_file}", hint="see make status"
+        )
+    if not environments.read_stamp(paths).get("checked"):
+        raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
+    commits = git(paths.tree, "rev-list", "--reverse", "base..HEAD").split()
+    if len(commits) != len(names):
+        raise SeriesError(
+            Exit.DIRTY,
+            f"the work tree has {len(commits)} commits, {base.series_file} lists {len(names)}",
+            hint="run make apply, or make export if the commits are yours",
+        )
+    with locked(paths.state / ".lock", args.wait):
+        runner = Runner(paths, plan, quiet=args.json)
+        if args.command == "test-model":
+            stages = [plan.patches[n] for n in names if args.patch in ("", n)]
+            results = [runner.model(stages if args.patch else [*stages, plan.stock])]
+        else:
+            chosen = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
+            results = [runner.each(plan.patches[n], commit) for n, commit in chosen]
+    runner.table(results)
+    failed = [result.stage for result in results if not result.ok]
+    if failed:
+        raise SeriesError(
+            Exit.FAILED, f"failed: {', '.join(failed)}", hint="the output of pytest is above"
+        )
+
+
+class Runner:
+    """Runs stages with the built environment."""
+
+    def __init__(self, paths: Paths, plan: Plan, *, quiet: bool) -> None:
+        self.paths = paths
+        self.out = sys.stderr if quiet else sys.stdout
+        self.environment = {**environments.engine_environment(paths), **plan.environment}
+
+    def model(self, stages: list[Stage]) -> Result:
+        """Everything in the work tree itself, in one process."""
+        imports = list(dict.fromkeys(m for stage in stages for m in stage.imports))
+        tests = list(dict.fromkeys(t for stage in stages for t in stage.tests))
+        whole = Stage("series" if len(stages) > 1 else stages[0].name, imports, tests)
+        return self._stage(whole, self.paths.tree, "HEAD")
+
+    def each(self, stage: Stage, commit: str) -> Result:
+        """One stage on the tree after its patch, in a git worktree of its own."""
+        tree, folder = self.paths.tree, self.paths.state / "each" / stage.name
+        self._remove(folder)
+        git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
+        try:
+            shutil.copyfile(tree / "vllm/_version.py", folder / "vllm/_version.py")
+            links = {
+                name: (tree / name).resolve()
+                for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0")
+                if name and (name.endswith(".so") or (tree / name).is_symlink())
+            }
+            build.link(folder, links, self.paths.kernels)
+            return self._stage(stage, folder, commit)
+        finally:
+            self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        attempt(self.paths.tree, "worktree", "prune")
+
+    def _stage(self, stage: Stage, tree: Path, commit: str) -> Result:
+        start = time.monotonic()
+        result = Result(stage.name, git(tree, "rev-parse", "--short=12", f"{commit}^{{tree}}"))
+        print(f"== {stage.name} (tree {result.tree})", file=self.out, flush=True)
+        # The worktree's vllm and tests come before the installed ones.
+        env = {**self.environment, "PYTHONPATH": str(tree)}
+        python = str(environments.python(self.paths))
+        report = self.paths.state / "logs" / f"{stage.name}.xml"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        done = subprocess.run(
+            [
+                *(python, "-c", RUN, str(tree.resolve()), ",".join(["vllm", *stage.imports])),
+                *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
+                # The imports came first, so pytest meets its plugins' modules already loaded.
+                *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+                *(f"--junitxml={report}", *stage.tests),
+            ],
+            cwd=tree,
+            env=env,
+            stdout=self.out,
+            check=False,
+        )
+        result.imports = done.returncode != NO_IMPORT
+        if result.imports:
+            _count(result, report)
+            # A collection error or a crash leaves no failed test behind.
+            if done.returncode and not result.failed:
+                result.failed = 1
+        result.seconds = time.monotonic() - start
+        return result
+
+    def table(self, results: list[Result]) -> None:
+        """One line a stage."""
+        width = max(len(result.stage) for result in results) if results else 5
+        head = ("tree", "import", "passed", "failed", "skipped", "seconds")
+        print(f"{'stage':{width}}  {head[0]:12}", *(f"{h:>7}" for h in head[1:]), file=self.out)
+        for r in results:
+            cells = (
+                "ok" if r.imports else "FAILS",
+                r.passed,
+                r.failed,
+                r.skipped,
+                f"{r.seconds:.0f}",
+            )
+            print(
+                f"{r.stage:{width}}  {r.tree:12}",
+                *(f"{cell:>7}" for cell in cells),
+                "" if r.ok else " FAILED",
+                file=self.out,
+                flush=True,
+            )
+
+
+def _count(result: Result, report: Path) -> None:
+    """Add pytest's own counts; a run that crashed wrote none."""
+    if not report.is_file():
+        return
+    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+        total = int(suite.get("tests", 0))
+        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped = int(suite.get("skipped", 0))
+        result.failed += bad
+        result.skipped += skipped
+        result.passed += total - bad - skipped
