@@ -148,6 +148,7 @@ def test_server_without_ranges(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / "file.bin.part").write_bytes(DATA[:5000])
     download(server, tmp_path / "file.bin")
+    assert len(server.requests) == 1
 
 
 def test_server_that_is_busy_at_first(server: Server, tmp_path: Path) -> None:

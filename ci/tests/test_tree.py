@@ -199,6 +199,7 @@ def test_series_comments_stay_above_their_name() -> None:
     assert patches.with_names(text, ["a", "b"]) == text
     assert patches.with_names(text, ["b", "a"]) == ("# head\n\n# about b\nb\n# about a\na\n# end\n")
     assert patches.with_names(text, ["b", "new"]) == "# head\n\n# about b\nb\nnew\n# end\n"
+    assert patches.with_names("# head\n\n#a\n# why\nb\n", ["a", "b"]) == ("# head\n\na\n# why\nb\n")
     assert patches.with_names("# head\na\n", ["b"]) == "# head\nb\n"
 
 
@@ -332,6 +333,8 @@ def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_
     project.ok(start)
     while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
         assert code == -signal.SIGKILL
+        if start == "clean" and project.tree.exists():  # whole, or not there at all
+            assert git(project.tree, "rev-parse", "HEAD") == head
         project.ok("apply")
         assert git(project.tree, "rev-parse", "HEAD") == head
         assert git(project.tree, "status", "--porcelain") == ""
