@@ -17,14 +17,14 @@ from series.steps import Steps
 REPO = Path(__file__).resolve().parents[2]
 
 
-def add_wheel(index: Path, name: str, version: str) -> str:
-    """Add an empty package to a simple index in a folder; the sha256 of its wheel."""
+def add_wheel(index: Path, name: str, version: str, text: str = "") -> str:
+    """Add a package to a simple index in a folder; the sha256 of its wheel."""
     folder = index / name
     folder.mkdir(parents=True)
     info = f"{name}-{version}.dist-info"
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as out:
-        out.writestr(f"{name}/__init__.py", "")
+        out.writestr(f"{name}/__init__.py", text)
         out.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
@@ -40,10 +40,9 @@ def add_wheel(index: Path, name: str, version: str) -> str:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """Two indexes and a lock: `toy` with its hash, torch and what only torch's CUDA build wants."""
     good = add_wheel(tmp_path / "index", "toy", "1.0")
-    for name in ("torch", "torchvision"):
-        # What a public index would offer; TORCH_INDEX must win.
-        add_wheel(tmp_path / "index", name, "9.9")
-    add_wheel(tmp_path / "cpu", "torch", "2.10.0+cpu")
+    # What another index could offer under the same name; only TORCH_INDEX may answer.
+    add_wheel(tmp_path / "extra", "torch", "2.10.0+cpu", "raise SystemExit('not this one')")
+    add_wheel(tmp_path / "cpu", "torch", "2.10.0+cpu", "good = True")
     add_wheel(tmp_path / "cpu", "torchvision", "0.25.0+cpu")
     (tmp_path / "engine.txt").write_text(
         f"nvidia-toy==1 \\\n    --hash=sha256:{'0' * 64}\n    # via torch\n"
@@ -51,8 +50,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
         f"torchvision==0.25.0 \\\n    --hash=sha256:{'2' * 64}\n    # via -r engine.in\n"
         f"toy==1.0 \\\n    --hash=sha256:{good}\n    # via -r engine.in\n"
     )
-    for name in ("UV_INDEX", "UV_FIND_LINKS", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+    for name in ("UV_FIND_LINKS", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UV_INDEX", (tmp_path / "extra").as_uri())
     monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "index").as_uri())
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(environments, "LOCKS", tmp_path)
@@ -73,6 +73,8 @@ def test_torch_comes_from_its_index(make: Paths, tmp_path: Path) -> None:
     assert run(make, (tmp_path / "cpu").as_uri())
     assert installed(make) == {"toy-1.0", "torch-2.10.0+cpu", "torchvision-0.25.0+cpu"}
     assert environments.torch_version(make) == "2.10.0+cpu"
+    module = next(make.env.glob("lib/python3*/site-packages/torch/__init__.py"))
+    assert module.read_text() == "good = True"
     assert not run(make, (tmp_path / "cpu").as_uri())
 
 
