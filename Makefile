@@ -72,7 +72,8 @@ build: apply  ## make the environment and the kernels
 	@$(SERIES) build $(COMMON) $(FETCH) $(BUILD)
 
 demo: build  ## from nothing to an answer about a picture
-	@$(ENV)/bin/python '$(ROOT)/scripts/demo.py' $(if $(MODEL),'$(MODEL)')
+	@$(ENV)/bin/python '$(ROOT)/scripts/demo.py' --tree '$(BUILD_DIR)/$(BASE)/vllm' \
+	  --folder '$(BUILD_DIR)/demo' $(if $(MODEL),--model '$(MODEL)')
 
 test: test-tool test-model  ## test-tool and test-model
 

@@ -102,7 +102,11 @@ class Project:
         return self.root / "build/v1/vllm"
 
     def run(
-        self, *args: str, env: Mapping[str, str] | None = None, sources: bool = True, umask: int = 0o22
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        sources: bool = True,
+        umask: int = 0o22,
     ) -> subprocess.CompletedProcess[str]:
         full = {
             **os.environ,
@@ -208,9 +212,7 @@ def git_init(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def master(
-    tmp_path_factory: pytest.TempPathFactory, upstream: Path, upstream_git: Path
-) -> Project:
+def master(tmp_path_factory: pytest.TempPathFactory, upstream: Path, upstream_git: Path) -> Project:
     """The finished project, applied; tests work on copies of it."""
     project = Project(tmp_path_factory.mktemp("master") / "project", upstream)
     project.base.mkdir(parents=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+
 from conftest import MESSAGE, NAMES, REPO, Project, git, make_sdist
 from series.errors import Exit
 

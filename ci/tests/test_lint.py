@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from conftest import REPO, Project
 from series.config import Base
 from series.errors import Exit
@@ -14,7 +15,7 @@ from series.lint import PATCH_RULES, SERIES_RULES, Patch, lint, no_machine_names
 from series.patches import Mail
 
 FIXTURES = REPO / "ci/tests/fixtures/lint"
-RULES = [rule_id(rule) for rule in (*SERIES_RULES, *PATCH_RULES)]
+RULES = [*map(rule_id, SERIES_RULES), *map(rule_id, PATCH_RULES)]
 
 
 def rules_broken_in(folder: Path, master: Project) -> set[str]:

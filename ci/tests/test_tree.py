@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import GENERATED, MESSAGE, NAMES, REPO, UPSTREAM, Project, git
 from series import patches
 
@@ -146,6 +147,45 @@ def test_export_follows_a_reordered_and_a_dropped_commit(project: Project) -> No
     project.ok("check")
 
 
+def test_a_patch_is_renamed_as_the_manual_says(project: Project) -> None:
+    project.patch(NAMES[1]).rename(project.patch("second"))
+    project.series(NAMES[0], "second", NAMES[2])
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    assert "no patch changed" in project.ok("export")
+    assert "\nsecond " in (project.base / "series.lock").read_text()
+    project.ok("check")
+
+
+def test_a_patch_with_an_offset_is_repaired_as_the_manual_says(project: Project) -> None:
+    before = project.patches()
+    (project.base / "series").write_text(
+        "# the order\n#add-the-first\n#add-the-second\n#add-dos-lines\n"
+    )
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    for name in NAMES[1:]:
+        patch = f"../../../patches/v1/{name}.patch"
+        git(project.tree, "am", "--keep", "--3way", patch)
+    project.patch(NAMES[0]).unlink()
+    project.ok("export")
+    assert (project.base / "series").read_text().split()[-2:] == list(NAMES[1:])
+    assert project.patch(NAMES[1]).read_bytes() != before[str(project.patch(NAMES[1]))]
+    project.ok("check")
+
+
+def test_edits_are_dropped_as_the_manual_says(project: Project) -> None:
+    applied = git(project.tree, "rev-parse", "HEAD")
+    project.commit("Mine", {"mine.py": b"mine\n"})
+    (project.tree / "toy/model.py").write_text("mine\n")
+    (project.tree / "new").mkdir()
+    (project.tree / "new/file.py").write_text("mine\n")
+    git(project.tree, "reset", "--hard")
+    git(project.tree, "clean", "-d", "-f")
+    git(project.tree, "reset", "--hard", applied)
+    project.ok("unapply")
+
+
 def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
     project.commit("Twin", {"a.txt": b"a\n"})
     project.commit("Twin", {"b.txt": b"b\n"})
@@ -157,10 +197,9 @@ def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
 def test_series_comments_stay_above_their_name() -> None:
     text = "# head\n\n# about a\na\n# about b\nb\n# end\n"
     assert patches.with_names(text, ["a", "b"]) == text
-    assert patches.with_names(text, ["b", "a"]) == (
-        "# head\n\n# about b\nb\n# about a\na\n# end\n"
-    )
+    assert patches.with_names(text, ["b", "a"]) == ("# head\n\n# about b\nb\n# about a\na\n# end\n")
     assert patches.with_names(text, ["b", "new"]) == "# head\n\n# about b\nb\nnew\n# end\n"
+    assert patches.with_names("# head\n\n#a\n# why\nb\n", ["a", "b"]) == ("# head\n\na\n# why\nb\n")
     assert patches.with_names("# head\na\n", ["b"]) == "# head\nb\n"
 
 
@@ -294,6 +333,8 @@ def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_
     project.ok(start)
     while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
         assert code == -signal.SIGKILL
+        if start == "clean" and project.tree.exists():  # whole, or not there at all
+            assert git(project.tree, "rev-parse", "HEAD") == head
         project.ok("apply")
         assert git(project.tree, "rev-parse", "HEAD") == head
         assert git(project.tree, "status", "--porcelain") == ""

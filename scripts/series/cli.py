@@ -155,7 +155,10 @@ def clean(command: Command) -> Exit:
     """remove the work tree, unless it holds edits"""
     from . import tree
 
-    command.report = {"removed": tree.clean(command.paths)}
+    command.report = {"removed": command.paths.tree.exists()}
+    if command.report["removed"]:
+        with locked(command.paths.state / ".lock", command.args.wait):
+            tree.clean(command.paths)
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
     return Exit.OK
 
@@ -189,7 +192,7 @@ def elsewhere(command: Command) -> Exit:
 
 
 # Commands that only read, or that take the locks they need themselves.
-UNLOCKED = (doctor, fetch, status, distclean, elsewhere)
+UNLOCKED = (doctor, fetch, status, clean, distclean, elsewhere)
 
 
 class Parser(argparse.ArgumentParser):

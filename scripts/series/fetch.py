@@ -105,7 +105,7 @@ def download(
                 raise
             _say(f"{pinned.name}: the continued download is not the pinned file; starting over")
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the partial file is as long as the whole or longer
+            if error.code == 416 and resumed:  # the partial file is as long as the whole or longer
                 part.unlink()
             elif attempt_number + 1 == RETRIES or (
                 error.code < 500 and error.code not in (408, 429)
@@ -138,9 +138,8 @@ def _transfer(url: str, part: Path, name: str) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     env = index.environment()
-    proxies = {
-        scheme: env[name] for scheme in ("http", "https") if (name := f"{scheme}_proxy") in env
-    }
+    proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
+    proxies = {scheme: proxy for scheme, proxy in proxies.items() if proxy}
     context = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE"))
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),

@@ -84,15 +84,13 @@ def environment() -> dict[str, str]:
     """The caller's environment without its git settings, language and time zone."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "LC_", "LANG"))}
     env.update(
-        GIT_CONFIG_GLOBAL="/dev/null",
-        GIT_CONFIG_SYSTEM="/dev/null",
         GIT_CONFIG_NOSYSTEM="1",
         # A killed `git status` must not leave an index.lock behind.
         GIT_OPTIONAL_LOCKS="0",
         GIT_TERMINAL_PROMPT="0",
         LC_ALL="C",
         TZ="UTC",
-        # git before 2.32 knows no GIT_CONFIG_GLOBAL.
+        # Not GIT_CONFIG_GLOBAL, which git before 2.32 does not know.
         HOME="/nonexistent",
         XDG_CONFIG_HOME="/nonexistent",
     )

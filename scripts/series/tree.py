@@ -205,8 +205,8 @@ def apply(
     """Bring the work tree to base + series (or its first `upto` patches).
 
     `fetch` gives the verified source archive and is called only if there is something to do;
-    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `head`, `tree_id` and
-    `edits`, what the user changed in a tree that needed nothing.
+    `source` names that source. Returns a report: `changed`, `tree`, `patches`, `head`,
+    `tree_id` and `edits`, what the user changed in a tree that needed nothing.
     """
     patches = dict(list(files.read(base).items())[:upto])
     want = {name: digest(data) for name, data in patches.items()}
@@ -395,11 +395,9 @@ def _refuse_lost_patches(
             )
 
 
-def clean(paths: Paths) -> bool:
-    """Remove the work tree; False if there was none."""
-    if not paths.tree.exists():
-        return False
-    _settle(paths.tree)
-    refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
-    shutil.rmtree(paths.tree)
-    return True
+def clean(paths: Paths) -> None:
+    """Remove the work tree, unless it holds edits."""
+    if paths.tree.exists():
+        _settle(paths.tree)
+        refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
+        shutil.rmtree(paths.tree)
