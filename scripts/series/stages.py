@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +24,7 @@ from .git import attempt, git
 from .state import locked
 
 FILE = ROOT / "ci" / "stages.toml"
+STOCK = ROOT / "ci" / "stock.py"
 NO_IMPORT = 97
 # One process for the imports and the tests: importing vLLM alone takes 10 s.
 RUN = f"""
@@ -95,8 +99,8 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        # A stage whose tests are all skipped has shown nothing.
-        return self.imports and not self.failed and self.passed > 0
+        # The locked environment has all that the tests need: a skipped one hides something.
+        return self.imports and self.passed > 0 and not self.failed and not self.skipped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +131,8 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
         if args.command == "test-model":
             stages = [plan.patches[n] for n in names if args.patch in ("", n)]
             results = [runner.model(stages if args.patch else [*stages, plan.stock])]
+            if not args.patch:
+                results.append(runner.stock())
         else:
             chosen = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
             results = [runner.each(plan.patches[n], commit) for n, commit in chosen]
@@ -155,7 +161,48 @@ class Runner:
 
     def each(self, stage: Stage, commit: str) -> Result:
         """One stage on the tree after its patch, in a git worktree of its own."""
-        tree, folder = self.paths.tree, self.paths.state / "each" / stage.name
+        with self._worktree(stage.name, commit) as tree:
+            return self._stage(stage, tree, commit)
+
+    def stock(self) -> Result:
+        """ci/stock.py without and with the series; both must give the same tokens."""
+        start = time.monotonic()
+        head = git(self.paths.tree, "rev-parse", "--short=12", "HEAD^{tree}")
+        print("== stock models, without and with the series", file=self.out, flush=True)
+        result, answers = Result("stock models", head), []
+        folder = self.paths.state / "stock"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with self._worktree("stock-models", "base") as plain:
+            for name, tree in (("without", plain), ("with", self.paths.tree)):
+                answer, log = folder / f"{name}.json", folder / f"{name}.log"
+                with log.open("w") as lines:
+                    done = subprocess.run(
+                        [str(environments.python(self.paths)), str(STOCK), str(folder), str(answer)],
+                        env={**self.environment, "PYTHONPATH": str(tree.resolve())},
+                        stdout=lines,
+                        stderr=subprocess.STDOUT,
+                        check=False,
+                    )
+                if done.returncode:
+                    print(f"{STOCK.name} failed {name} the series: {log}", file=self.out)
+                    result.failed += 1
+                    break
+                answers.append(json.loads(answer.read_text(encoding="utf-8")))
+        result.imports = len(answers) == 2
+        if result.imports:
+            for model, expected in answers[0].items():
+                same = answers[1].get(model) == expected
+                print(f"{model}: {'same tokens' if same else 'DIFFERENT TOKENS'}", file=self.out)
+                result.passed += same
+                result.failed += not same
+        result.seconds = time.monotonic() - start
+        return result
+
+    @contextlib.contextmanager
+    def _worktree(self, name: str, commit: str) -> Iterator[Path]:
+        """The tree of a commit, with the version and the kernels of the built one."""
+        tree, folder = self.paths.tree, self.paths.state / "each" / name
         self._remove(folder)
         git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
         try:
@@ -166,7 +213,7 @@ class Runner:
                 if name and (name.endswith(".so") or (tree / name).is_symlink())
             }
             build.link(folder, links, self.paths.kernels)
-            return self._stage(stage, folder, commit)
+            yield folder
         finally:
             self._remove(folder)
 
