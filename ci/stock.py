@@ -67,28 +67,28 @@ def make_exaone4(folder: Path) -> None:
 
 
 def make_qwen2_5_vl(folder: Path) -> None:
-    text = dict(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[4, 6, 6]),
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    vision = dict(
-        depth=4,
-        hidden_size=128,
-        intermediate_size=256,
-        num_heads=4,
-        out_hidden_size=128,
-        window_size=56,
-        fullatt_block_indexes=[1, 3],
-    )
+    text = {
+        "vocab_size": 320,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": 128,
+        "window_size": 56,
+        "fullatt_block_indexes": [1, 3],
+    }
     ids = {token: i for i, token in enumerate(SPECIALS)}
     config = transformers.Qwen2_5_VLConfig(
         text_config=text,
@@ -103,7 +103,7 @@ def make_qwen2_5_vl(folder: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.image_token, tokenizer.video_token = "<image>", "<video>"
     tokenizer.image_token_id, tokenizer.video_token_id = ids["<image>"], ids["<video>"]
-    pixels = dict(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 64)
+    pixels = {"min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 64}
     transformers.Qwen2_5_VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,
@@ -125,9 +125,7 @@ def generate(folder: Path, requests: list[Any], **options: Any) -> list[Any]:
     llm = LLM(
         model=str(folder), dtype="float32", enforce_eager=True, max_model_len=512, seed=0, **options
     )
-    sampling = SamplingParams(
-        temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0
-    )
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
     results = []
     for output in llm.generate(requests, sampling, use_tqdm=False):
         (answer,) = output.outputs

@@ -128,10 +128,10 @@ def print_table(runs: list[Run], image_token_id: int) -> None:
 
 def compare(engine: Run, reference: Run) -> bool:
     same = engine.prompt == reference.prompt and engine.tokens == reference.tokens
-    difference = max(
-        abs(a - b) for a, b in zip(engine.logprobs, reference.logprobs, strict=False)
+    difference = max(abs(a - b) for a, b in zip(engine.logprobs, reference.logprobs, strict=False))
+    print(
+        f"tokens equal: {'yes' if same else 'NO'}   largest difference in logprob: {difference:.1e}"
     )
-    print(f"tokens equal: {'yes' if same else 'NO'}   largest difference in logprob: {difference:.1e}")
     return same and difference <= TOLERANCE
 
 
@@ -157,8 +157,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="where the tiny one goes")
     parser.add_argument("--image", type=Path, help="default: a photograph of the pinned source")
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, help="default: 48, or 256 with --model")
     args = parser.parse_args()
+    num_tokens = args.tokens or (48 if args.model is None else 256)
     photo = args.image or args.tree / PHOTO
     if not photo.is_file():
         print(f"error: no picture at {photo}; name one with --image", file=sys.stderr)
@@ -174,6 +175,7 @@ def main() -> int:
         options["max_model_len"] = 1024
     if current_platform.is_cpu() or args.model is None:
         options |= {"dtype": "float32", "enforce_eager": True}
+    reference: tuple[Any, Any] | None
     model = args.model
     if model is None:
         model = str(args.folder)
@@ -185,17 +187,20 @@ def main() -> int:
     else:
         reference = load_reference(model)
 
-    from transformers import AutoConfig, AutoTokenizer
     import vllm.transformers_utils.configs.exaone4_5  # noqa: F401  (registers the config)
+    from transformers import AutoConfig, AutoTokenizer
 
     image = Image.open(photo).convert("RGB")
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": args.question}]}
+    message = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": args.question}],
+    }
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
 
-    runs = [ask_engine(model, prompt, image, args.tokens, options)]
+    runs = [ask_engine(model, prompt, image, num_tokens, options)]
     if reference is not None:
-        runs.append(ask_transformers(*reference, prompt, image, args.tokens))
+        runs.append(ask_transformers(*reference, prompt, image, num_tokens))
     print(f"\npicture   {photo} ({image.width} x {image.height})")
     print(f"question  {args.question}")
     note = "  (random weights: the words mean nothing)" if args.model is None else ""

@@ -178,7 +178,12 @@ class Runner:
                 answer, log = folder / f"{name}.json", folder / f"{name}.log"
                 with log.open("w") as lines:
                     done = subprocess.run(
-                        [str(environments.python(self.paths)), str(STOCK), str(folder), str(answer)],
+                        [
+                            str(environments.python(self.paths)),
+                            str(STOCK),
+                            str(folder),
+                            str(answer),
+                        ],
                         env={**self.environment, "PYTHONPATH": str(tree.resolve())},
                         stdout=lines,
                         stderr=subprocess.STDOUT,
