@@ -40,6 +40,12 @@ def test_it():
     assert _version.version == "1"
     assert vllm.COUNT == {count}
 """
+STOCK = """\
+import json, pathlib, sys
+import vllm
+answers = {"Same": [1, 2], "Other": [1, 3 if "PLANTED" in dir(vllm) else 2]}
+pathlib.Path(sys.argv[2]).write_text(json.dumps(answers))
+"""
 
 
 def git(folder: Path, *args: str) -> str:
@@ -113,6 +119,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
             }
         )
     (one.paths.tree / "vllm/_version.py").write_text("version = '1'\n")
+    stock = tmp_path / "stock.py"
+    stock.write_text(STOCK)
+    monkeypatch.setattr(stages, "STOCK", stock)
     kernel = one.paths.kernels / "key/_C_AVX2.abi3.so"
     kernel.parent.mkdir(parents=True)
     kernel.write_text("kernel")
@@ -150,7 +159,21 @@ def test_model_runs_all_in_one_process(toy: Toy, capfd: pytest.CaptureFixture[st
     assert error.code is Exit.FAILED
     out = capfd.readouterr().out
     assert len({line for line in out.splitlines() if line.startswith("PID")}) == 1
-    assert out.splitlines()[-1].split()[2:6] == ["ok", "1", "2", "0"]  # stock passes
+    assert out.splitlines()[-2].split()[2:6] == ["ok", "1", "2", "0"]  # stock passes
+
+
+def test_model_compares_stock_models(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    passing = "def test_it():\n    pass\n"
+    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
+    toy.run("test-model")
+    assert capfd.readouterr().out.splitlines()[-1].split()[3:7] == ["ok", "2", "0", "0"]
+    toy.amend({"vllm/__init__.py": "PLANTED = True\n"})
+    assert toy.fails("test-model").what == "failed: stock models"
+    out = capfd.readouterr().out
+    assert "Other: DIFFERENT TOKENS" in out and "Same: same tokens" in out
+    stages.STOCK.write_text("raise SystemExit(1)\n")
+    assert toy.fails("test-model").what == "failed: stock models"
+    assert "failed without the series" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -166,6 +189,14 @@ def test_model_runs_all_in_one_process(toy: Toy, capfd: pytest.CaptureFixture[st
         (
             {"tests/test_second.py": "import pytest\n@pytest.mark.skip\ndef test_it(): pass\n"},
             ["ok", "0", "0", "1"],
+        ),
+        (
+            {
+                "tests/test_second.py": "import pytest\n"
+                "some = [0, pytest.param(1, marks=pytest.mark.skip)]\n"
+                "@pytest.mark.parametrize('x', some)\ndef test_it(x): pass\n"
+            },
+            ["ok", "1", "0", "1"],
         ),
         (
             {"tests/test_second.py": "import os\ndef test_it(): os._exit(0)\n"},
