@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plants errors in the patched model, one at a time, and asks a named test to notice each.
+
+Runs in the built environment: `python ci/mutate.py --tree TREE`. The work tree is only read:
+the errors go into a copy of it. `ci/mutations.toml` says what is planted, where and which test
+has to fail; the outcome is written to `docs/mutations.md`. Every named test is run first without
+an error, since a test that fails anyway notices nothing. `make mutate` runs it.
+
+Exit status: 0 if every error was noticed, 1 if not, 2 if the table does not fit the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TABLE = REPOSITORY / "ci" / "mutations.toml"
+REPORT = REPOSITORY / "docs" / "mutations.md"
+# What the tests need of the work tree; the kernels lie in vllm/.
+TREE_PARTS = ("vllm", "tests", "pyproject.toml")
+SECONDS_PER_TEST = 600
+
+
+class TableError(Exception):
+    """The table and the files do not fit."""
+
+
+@dataclass
+class Mutation:
+    """One planted error: `old`, which occurs exactly once in `file`, becomes `new`."""
+
+    name: str
+    error: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+@dataclass
+class Outcome:
+    """What became of one mutation: whether the test failed, and its seconds."""
+
+    mutation: Mutation
+    caught: bool
+    seconds: float
+
+
+def read_table(path: Path) -> list[Mutation]:
+    entries = tomllib.loads(path.read_text())["mutation"]
+    mutations = [Mutation(**entry) for entry in entries]
+    names = [mutation.name for mutation in mutations]
+    if len(set(names)) != len(names):
+        raise TableError(f"a name occurs twice in {path.name}")
+    return mutations
+
+
+def mutate(text: str, mutation: Mutation) -> str:
+    count = text.count(mutation.old)
+    if count != 1:
+        raise TableError(
+            f"{mutation.name}: the text to replace occurs {count} times in {mutation.file}"
+        )
+    return text.replace(mutation.old, mutation.new)
+
+
+def copy_parts(source: Path, target: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        if (source / part).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
+            shutil.copytree(source / part, target / part, ignore=ignore)
+        elif (source / part).exists():
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / part, target / part)
+
+
+class Copy:
+    """A copy of the work tree, to plant errors in."""
+
+    def __init__(self, tree: Path, folder: Path) -> None:
+        self.root = folder / "tree"
+        copy_parts(tree, self.root, TREE_PARTS)
+        self.environment = os.environ | {
+            "PYTHONPATH": str(self.root),
+            # Two versions of a file may have one size and one time stamp.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # vLLM's cache of inspected models stays with the copy.
+            "VLLM_CACHE_ROOT": str(folder / "cache"),
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def run_test(self, tests: list[str]) -> tuple[int, str]:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [*command, "--tb=line", *tests],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS_PER_TEST,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def try_mutation(self, mutation: Mutation) -> Outcome:
+        path = self.root / mutation.file
+        original = path.read_text()
+        path.write_text(mutate(original, mutation))
+        started = time.perf_counter()
+        try:
+            status, output = self.run_test([mutation.test])
+        finally:
+            path.write_text(original)
+        seconds = time.perf_counter() - started
+        if status not in (0, 1):
+            # An error that keeps the test from being collected is not noticed by the test.
+            print(f"{mutation.name}: pytest ended with {status}: {output[-300:]}", file=sys.stderr)
+        return Outcome(mutation, status == 1, seconds)
+
+
+def check_table(mutations: list[Mutation], tree: Path) -> None:
+    for mutation in mutations:
+        path = tree / mutation.file
+        if not path.is_file():
+            raise TableError(f"{mutation.name}: there is no {mutation.file}")
+        mutate(path.read_text(), mutation)
+
+
+def check_tests_pass(copy: Copy, mutations: list[Mutation]) -> None:
+    # A process for each file: an engine and the encoder's tests set up the same globals.
+    for file in sorted({m.test.partition("::")[0] for m in mutations}):
+        tests = {m.test for m in mutations if m.test.startswith(file)}
+        status, output = copy.run_test(sorted(tests))
+        if status != 0:
+            raise TableError(f"the tests fail without any error planted:\n{output[-3000:]}")
+
+
+def write_report(outcomes: list[Outcome], path: Path) -> None:
+    caught = sum(outcome.caught for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    lines = [
+        "# Planted errors and the tests that notice them",
+        "",
+        "Written by `ci/mutate.py` from `ci/mutations.toml`; do not edit. Each error is planted",
+        "alone, in a copy of the patched tree, and the named test is run; without an error all of",
+        f"these tests pass. {caught} of {len(outcomes)} were noticed, in {seconds:.0f} s on "
+        f"{os.cpu_count()} cores.",
+        "",
+        "| error | planted in | noticed by |",
+        "| --- | --- | --- |",
+    ]
+    for outcome in outcomes:
+        m = outcome.mutation
+        verdict = f"`{m.test.split('/')[-1]}`" if outcome.caught else "**nothing**"
+        lines.append(f"| {m.error} | `{Path(m.file).name}` | {verdict} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these; writes no report")
+    args = parser.parse_args()
+    try:
+        mutations = read_table(TABLE)
+        if args.only:
+            unknown = set(args.only) - {mutation.name for mutation in mutations}
+            if unknown:
+                raise TableError(f"{TABLE.name} has no {', '.join(sorted(unknown))}")
+            mutations = [mutation for mutation in mutations if mutation.name in args.only]
+        check_table(mutations, args.tree)
+        with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+            copy = Copy(args.tree, Path(folder))
+            check_tests_pass(copy, mutations)
+            outcomes = []
+            for mutation in mutations:
+                outcome = copy.try_mutation(mutation)
+                outcomes.append(outcome)
+                verdict = "noticed" if outcome.caught else "NOT NOTICED"
+                print(f"{verdict:12}{mutation.name:28}{outcome.seconds:5.0f} s", flush=True)
+    except TableError as error:
+        print(f"error: {error}; mend {TABLE.name} or the tree", file=sys.stderr)
+        return 2
+    if not args.only:
+        write_report(outcomes, REPORT)
+    return 0 if all(outcome.caught for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
