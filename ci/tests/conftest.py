@@ -21,6 +21,13 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 
+
+@pytest.fixture(autouse=True)
+def own_kernel_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI moves the real kernels' cache; toy kernels must not end up in it."""
+    monkeypatch.delenv("KERNEL_CACHE", raising=False)
+
+
 UPSTREAM: dict[str, bytes] = {
     "toy/__init__.py": b"",
     "toy/model.py": b"".join(b"line_%d = %d\n" % (n, n) for n in range(1, 61)),

@@ -135,7 +135,6 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.delenv("KERNEL_CACHE", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     log = tmp_path / "log"
     paths = Paths(tmp_path / "build", "v0.19.1")

@@ -126,7 +126,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     kernel.parent.mkdir(parents=True)
     kernel.write_text("kernel")
     (one.paths.tree / "vllm/_C.abi3.so").symlink_to(kernel)
-    monkeypatch.delenv("KERNEL_CACHE", raising=False)
     monkeypatch.setattr(environments, "python", lambda _: Path(sys.executable))
     monkeypatch.setattr(environments, "read_stamp", lambda _: {"checked": ["cpu"]})
     return one
