@@ -48,7 +48,7 @@ help:  ## print this list
 doctor:  ## name each missing prerequisite and the command that mends it
 	@command -v '$(PYTHON)' >/dev/null || \
 	  { echo "error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=" >&2; exit 1; }
-	@$(BARE) doctor $(COMMON) --device '$(DEVICE)'
+	@$(BARE) doctor $(COMMON) --device '$(DEVICE)' --kernels '$(KERNELS)'
 
 fetch: $(TOOLS_MADE)  ## get the pinned source and compare its sha256
 	@$(SERIES) fetch $(COMMON) $(FETCH)

@@ -96,7 +96,7 @@ def bare_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_doctor_names_what_is_missing_and_the_command(bare_path: Path) -> None:
-    items = {item.name: item for item in doctor.examine(bare_path, "cuda")}
+    items = {item.name: item for item in doctor.examine(bare_path, "cuda", "source")}
     for name, mend in (
         ("git", "apt-get install git"),
         ("make", "apt-get install make"),
@@ -105,14 +105,16 @@ def test_doctor_names_what_is_missing_and_the_command(bare_path: Path) -> None:
     ):
         assert not items[name].ok
         assert mend in items[name].mend
-    assert "CUDA compiler" not in {item.name for item in doctor.examine(bare_path, "cpu")}
+    for device, kernels in (("cpu", "source"), ("cuda", "precompiled")):
+        names = {item.name for item in doctor.examine(bare_path, device, kernels)}
+        assert "CUDA compiler" not in names
 
 
 @pytest.mark.parametrize(("version", "ok"), [("11.4.0", False), ("12.2.0", True), ("14", True)])
 def test_doctor_wants_a_new_enough_compiler(version: str, ok: bool, bare_path: Path) -> None:
     (bare_path / "g++").write_text(f"#!/bin/sh\necho {version}\n")
     (bare_path / "g++").chmod(0o755)
-    items = {item.name: item for item in doctor.examine(bare_path, "cpu")}
+    items = {item.name: item for item in doctor.examine(bare_path, "cpu", "precompiled")}
     assert items["C++ compiler"].ok is ok
 
 
@@ -122,7 +124,9 @@ def test_doctor_on_fedora_and_on_a_full_disk(
     (bare_path / "dnf").write_text("#!/bin/sh\n")
     (bare_path / "dnf").chmod(0o755)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10**9))
-    items = {item.name: item for item in doctor.examine(bare_path / "not/yet", "cpu")}
+    items = {
+        item.name: item for item in doctor.examine(bare_path / "not/yet", "cpu", "precompiled")
+    }
     assert items["C++ compiler"].mend == "dnf install gcc-c++"
     assert not items["disk"].ok
     assert "BUILD_DIR=" in items["disk"].mend

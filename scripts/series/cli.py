@@ -57,7 +57,7 @@ def doctor(command: Command) -> Exit:
     """name each missing prerequisite and the command that mends it"""
     from .doctor import examine
 
-    items = examine(command.paths.build, command.args.device)
+    items = examine(command.paths.build, command.args.device, command.args.kernels)
     for item in items:
         mark = "ok     " if item.ok else "missing"
         command.say(f"{mark} {item.name}: {item.found}{f'; {item.mend}' if item.mend else ''}")
@@ -220,6 +220,7 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
         one.set_defaults(function=function)
         if function is doctor:
             one.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+            one.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
         if function is check:
             one.add_argument("--lint", action="store_true", help="headers and series only")
     for name, module, text in (

@@ -61,7 +61,7 @@ def _tool(name: str, version: tuple[int, ...], least: tuple[int, ...], mend: str
     return Item(name, ok, text if ok else f"{text}, needs {need} or newer", "" if ok else mend)
 
 
-def examine(build: Path, device: str) -> list[Item]:
+def examine(build: Path, device: str, kernels: str) -> list[Item]:
     """All prerequisites, in the order in which they are needed."""
     items = [
         _tool("git", _version("git", "--version"), (2, 30), _install("git")),
@@ -96,7 +96,7 @@ def examine(build: Path, device: str) -> list[Item]:
             "" if header.is_file() else _install("headers"),
         )
     )
-    if device == "cuda":
+    if device == "cuda" and kernels == "source":
         nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc"
         found = shutil.which("nvcc") or (str(nvcc) if nvcc.is_file() else "")
         items.append(
