@@ -42,13 +42,15 @@ def test_every_rule_has_its_place_in_the_manual(rule: str) -> None:
     assert f"### {rule}\n" in (REPO / "docs/patch-format.md").read_text()
 
 
-# Put together here, because no file of this repository names the host of a registry.
-@pytest.mark.parametrize("host", ["py" + "pi.org", "files.python" + "hosted.org"])
-def test_hosts_of_registries_are_found(host: str) -> None:
+@pytest.mark.parametrize("path", ["simple", "simple/vllm/", "packages/a8/x.whl", "whl/cpu"])
+def test_addresses_of_package_indexes_are_found(path: str) -> None:
+    address = f"https://index.example/{path}"
     text = (FIXTURES / "subject-tag/pass/add-a-thing.patch").read_text()
-    for old, new in (("+x = 1", f"+x = 'https://{host}/simple'"), ("add it", f"add {host} to it")):
+    for old, new in (("+x = 1", f"+x = '{address}'"), ("add it", f"add {address} to it")):
         data = text.replace(old, new).encode()
-        assert host in no_machine_names(Patch("x", data, Mail.parse(data)))
+        assert "index.example" in no_machine_names(Patch("x", data, Mail.parse(data)))
+    data = text.replace("+x = 1", "+x = 'https://docs.example/guide'").encode()
+    assert not no_machine_names(Patch("x", data, Mail.parse(data)))
 
 
 def test_check_prints_each_finding_with_its_link(project: Project) -> None:

@@ -18,7 +18,7 @@ TAGS = (
 )
 MACHINE = re.compile(
     r"(?:^|[\s\"'=:(`])(/(?:home|Users|root|work)/[\w.-]+)"
-    r"|\b((?:files\.)?pythonhosted\.org|pypi\.org|download\.pytorch\.org|deb\.debian\.org)\b",
+    r"|(https?://[^\s/\"']+/(?:simple|packages|pypi|whl)(?:/|\b))",
     re.M,
 )
 
@@ -130,7 +130,7 @@ def spdx_header(patch: Patch) -> str:
 
 
 def no_machine_names(patch: Patch) -> str:
-    """Message and added lines name no home folder and no host of a package registry."""
+    """Message and added lines name no home folder and no address of a package index."""
     added = "\n".join(re.findall(r"^\+(?!\+\+ )(.*)$", patch.mail.diff, re.M))
     found = MACHINE.search(f"{patch.mail.body}\n{added}")
     return f"remove {found[1] or found[2]}" if found else ""
