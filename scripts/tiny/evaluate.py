@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out accuracy and draft acceptance of the checkpoint, through engine and transformers.
+
+    python -m tiny.evaluate --tree TREE      (PYTHONPATH=scripts; `make evaluate`)
+
+Both run in float32 on the CPU. Exact match is of the whole answer. transformers is not asked to
+generate: it is given the engine's tokens and has to choose the same at every place, which is
+the same thing in one pass. Acceptance is that of the plain-torch draft layer (see
+tests/models/multimodal/exaone4_5_mtp_reference.py of the tree), with 1, 2 and 3 drafts.
+
+Exit status: 0 if engine and transformers agree everywhere, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import task
+
+FOLDER = Path(__file__).resolve().parent / "checkpoint"
+# Tokens that are generated beyond the right answer: drafts reach past its end.
+EXTRA = 8
+MAX_DRAFTS = 3
+
+
+@dataclass
+class Answer:
+    """An answer in tokens, and some tokens after its end."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+def prepare_environment() -> None:
+    """What an engine on a CPU is quickest with, unless the caller chose otherwise."""
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def make_engine(folder: Path, **options: Any) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model=str(folder),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=16,
+        limit_mm_per_prompt={"image": 2, "video": 1},
+        seed=0,
+        use_tqdm_on_load=False,
+        **options,
+    )
+
+
+def to_request(question: task.Question) -> dict[str, Any]:
+    """The question as `LLM.generate` takes it."""
+    import numpy as np
+
+    data: dict[str, Any] = {}
+    if question.images:
+        data["image"] = question.images
+    if question.videos:
+        data["video"] = [np.stack([np.asarray(f) for f in video]) for video in question.videos]
+    return {"prompt": question.prompt(), "multi_modal_data": data}
+
+
+def ask(llm: Any, questions: list[task.Question]) -> list[Answer]:
+    """Greedy answers, `EXTRA` tokens longer than the right ones."""
+    from vllm import SamplingParams
+
+    tokenizer = llm.get_tokenizer()
+    sampling = [
+        SamplingParams(
+            temperature=0,
+            ignore_eos=True,
+            max_tokens=len(tokenizer.encode(question.completion)) + 1 + EXTRA,
+        )
+        for question in questions
+    ]
+    outputs = llm.generate([to_request(q) for q in questions], sampling, use_tqdm=False)
+    return [Answer(out.prompt_token_ids, list(out.outputs[0].token_ids)) for out in outputs]
+
+
+def is_right(question: task.Question, answer: Answer, tokenizer: Any) -> bool:
+    ids = answer.token_ids
+    end = tokenizer.convert_tokens_to_ids("<|endofturn|>")
+    if end not in ids:
+        return False
+    return bool(tokenizer.decode(ids[: ids.index(end)]) == question.completion)
+
+
+@dataclass
+class Report:
+    """What `evaluate` found."""
+
+    right: dict[str, list[bool]]
+    disagreements: list[int]
+    """Numbers of the questions to which transformers gives another answer."""
+    acceptance: dict[int, tuple[int, list[int]]]
+    """For each number of drafts: how often drafts were verified, and how many were accepted at
+    each place."""
+
+    @property
+    def exact_match(self) -> float:
+        everything = [x for part in self.right.values() for x in part]
+        return sum(everything) / len(everything)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "questions": sum(map(len, self.right.values())),
+            "exact_match": round(self.exact_match, 4),
+            "exact_match_by_kind": {
+                kind: round(sum(part) / len(part), 4) for kind, part in self.right.items()
+            },
+            "transformers_disagrees": len(self.disagreements),
+            "acceptance": {
+                str(k): {
+                    "verified": verified,
+                    "accepted": accepted,
+                    "rate_by_place": [round(n / verified, 4) for n in accepted],
+                    "tokens_per_step": round(1 + sum(accepted) / verified, 3),
+                }
+                for k, (verified, accepted) in self.acceptance.items()
+            },
+        }
+
+
+def compare(reference: Any, questions: list[task.Question], answers: list[Answer]) -> Report:
+    """Judge the engine's answers, and walk the plain-torch draft layer along them."""
+    from tests.models.multimodal.exaone4_5_mtp_reference import count_accepted
+
+    right: dict[str, list[bool]] = defaultdict(list)
+    disagreements = []
+    totals = {k: [0] * (k + 1) for k in range(1, MAX_DRAFTS + 1)}
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        right[question.kind].append(is_right(question, answer, reference.tokenizer))
+        inputs = reference.prepare(question)
+        prompt = inputs["input_ids"][0].tolist()
+        choices, drafts = reference.follow(inputs, answer.token_ids, MAX_DRAFTS)
+        if prompt != answer.prompt_ids or choices != answer.token_ids:
+            disagreements.append(number)
+        if reference.end not in answer.token_ids[:-MAX_DRAFTS]:
+            continue  # a wrong answer without an end in sight
+        length = answer.token_ids.index(reference.end) + 1
+        for k, total in totals.items():
+            verified, accepted = count_accepted(
+                prompt + answer.token_ids,
+                [row[:k] for row in drafts],
+                len(prompt),
+                length,
+                first=len(prompt) - 1,
+            )
+            for i, count in enumerate((verified, *accepted)):
+                total[i] += count
+    acceptance = {k: (total[0], total[1:]) for k, total in totals.items()}
+    return Report(dict(right), disagreements, acceptance)
+
+
+def print_report(report: Report) -> None:
+    for kind, part in report.right.items():
+        print(f"{kind:12}{100 * sum(part) / len(part):7.2f} %  of {len(part)}")
+    count = sum(map(len, report.right.values()))
+    print(f"{'all':12}{100 * report.exact_match:7.2f} %  of {count}")
+    print(f"transformers answers otherwise: {len(report.disagreements)} of {count}")
+    print("\ndrafts  verified  accepted at each place        tokens a step")
+    for k, (verified, accepted) in report.acceptance.items():
+        rates = "  ".join(f"{100 * n / verified:6.2f} %" for n in accepted)
+        print(f"{k:6}  {verified:8}  {rates:28}  {1 + sum(accepted) / verified:13.3f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the checkpoint")
+    parser.add_argument("--count", type=int, default=550, help="held-out questions")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    args = parser.parse_args()
+    prepare_environment()
+    sys.path.insert(0, str(args.tree))
+    from .reference import Reference
+
+    questions = [task.get_question("held-out", i) for i in range(args.count)]
+    answers = ask(make_engine(args.folder), questions)
+    report = compare(Reference(args.folder), questions, answers)
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return 1 if report.disagreements else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
