@@ -1,0 +1,645 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens per second with and without the draft layer, every token checked.
+
+    python scripts/bench_mtp.py --out OUT                       # one GPU of 80 GiB or more
+    python scripts/bench_mtp.py --tree TREE --out OUT --tiny    # the script itself, on a CPU
+
+The released configuration with dummy weights, a few of which are then set so that the target
+continues token t with (7 t + 13) mod vocabulary, and the draft layer predicts the same: the
+post-norms of all layers are 0, so that each layer computes everything and adds nothing, and the
+row of lm_head that belongs to t's successor is t's embedding. All weights are still read, and the
+output is known. --wrong makes the draft layer miss after that share of the tokens.
+
+One process runs without the draft layer, one with it. Both write JSON to OUT; a table comes last.
+Exit status: 0, 1 if a token is wrong or a bar is missed, 2 if a run did not finish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Tokens per second with 3 drafts over those without, by batch size.
+BARS = {1: 3.45, 8: 3.45, 32: 3.1}
+UPSTREAM = {1: (187.3, 56.7), 8: (1470.5, 440.9), 32: (4803.9, 1657.6)}
+LOAD_BAR_GIB = 1.2
+KV_BAR = 0.98
+GIB = 1 << 30
+FULL_TEXT = {
+    "vocab_size": 153600,
+    "hidden_size": 5120,
+    "intermediate_size": 27392,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 262144,
+    "sliding_window": 4096,
+}
+FULL_VISION = {
+    "depth": 28,
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "out_hidden_size": 5120,
+    "num_heads": 32,
+    "num_key_value_heads": 8,
+    "window_size": 112,
+    "fullatt_block_indexes": [6, 13, 20, 27],
+}
+# Names at the end of a parameter's name, and the value it gets.
+CONSTANTS = {
+    "post_attention_layernorm.weight": 0.0,
+    "post_feedforward_layernorm.weight": 0.0,
+    "language_model.model.norm.weight": 1.0,
+}
+DRAFT_NORMS = ("pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "norm.weight")
+
+
+@dataclass
+class Rate:
+    """One batch size in one run."""
+
+    batch_size: int
+    tokens_per_second: float
+    """From the first token to the last, of all sequences; the median of the repeats."""
+    milliseconds_per_step: float
+    all_tokens_per_second: list[float]
+    first_token_ms: float
+    drafts: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    expected_per_position: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    mode: str
+    device: str
+    versions: dict[str, str]
+    load: dict[str, float]
+    start_seconds: float
+    kv_cache: dict[str, float]
+    wrong_tokens: int
+    rates: list[Rate]
+    profiles: dict[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------ the model
+
+
+def checkpoint_files() -> Any:
+    """The maker of checkpoints, beside the tests or, where they are not, beside this file."""
+    try:
+        return importlib.import_module("exaone4_5_utils")
+    except ImportError:
+        return importlib.import_module("tests.models.multimodal.exaone4_5_utils")
+
+
+def make_config(tiny: bool, layers: int | None) -> dict[str, Any]:
+    base: dict[str, Any] = checkpoint_files().TINY_CONFIG
+    text = dict(base["text_config"])
+    vision = dict(base["vision_config"])
+    if not tiny:
+        text |= FULL_TEXT
+        vision |= FULL_VISION
+        text["rope_scaling"] = text["rope_scaling"] | {"original_max_position_embeddings": 8192}
+    if layers is not None:
+        text["num_hidden_layers"] = layers
+    pattern = ["sliding_attention"] * 3 + ["full_attention"]
+    layer_types = [pattern[i % 4] for i in range(text["num_hidden_layers"])]
+    text["layer_types"] = [*layer_types, "sliding_attention"]
+    dtype = "float32" if tiny else "bfloat16"
+    return base | {"dtype": dtype, "text_config": text, "vision_config": vision}
+
+
+def successor(token: int, vocab_size: int) -> int:
+    return (7 * token + 13) % vocab_size
+
+
+def wrong_mask(vocab_size: int, share: float) -> Any:
+    """[vocab_size]: whether the draft layer misses after a token."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(vocab_size, generator=generator) < share
+    mask[0] = False
+    return mask
+
+
+def set_weights(worker: Any, share: float) -> dict[str, int]:
+    """Give a worker's model the weights that make the output known.
+
+    In place: CUDA graphs and compiled code keep the addresses.
+
+    Returns:
+        How many parameters were set, by the end of their name.
+    """
+    import torch
+
+    runner = worker.model_runner
+    target = dict(runner.get_model().named_parameters())
+    drafter = getattr(runner, "drafter", None)
+    draft = dict(drafter.model.named_parameters()) if drafter is not None else {}
+    counts: dict[str, int] = {}
+
+    def one(parameters: dict[str, Any], end: str) -> Any:
+        found = [p for name, p in parameters.items() if name.endswith(end)]
+        if len({p.data_ptr() for p in found}) != 1:
+            raise RuntimeError(f"{len(found)} parameters end with {end}, expected one")
+        counts[end] = counts.get(end, 0) + 1
+        return found[0].data
+
+    with torch.no_grad():
+        embed = one(target, "embed_tokens.weight")
+        head = one(target, "lm_head.weight")
+        vocab_size, hidden = embed.shape
+        generator = torch.Generator(embed.device).manual_seed(0)
+        embed.normal_(generator=generator)
+        mask = wrong_mask(vocab_size, share).to(embed.device)
+        # One dimension marks the tokens after which the draft layer is to miss.
+        embed[:, 0] = torch.where(mask, 8.0, 0.0).to(embed.dtype)
+        head[(7 * torch.arange(vocab_size, device=embed.device) + 13) % vocab_size] = embed
+        for parameters in (target, draft):
+            for name, parameter in parameters.items():
+                for end, value in CONSTANTS.items():
+                    if name.endswith(end):
+                        parameter.fill_(value)
+                        counts[end] = counts.get(end, 0) + 1
+        if draft:
+            for end in DRAFT_NORMS:
+                names = [n for n in draft if n.endswith(end) and "layers." not in n]
+                one({n: draft[n] for n in names}, end).fill_(1.0)
+            fc = one(draft, "fc.weight")
+            fc.zero_()
+            fc[:, :hidden] = torch.eye(hidden, dtype=fc.dtype, device=fc.device)
+            # A marked token is drafted as if it were token 0, which is not marked.
+            first = embed[0].clone()
+            first[0] = 0
+            fc[:, 0] = 8 * first
+            for end, shared in (("embed_tokens.weight", embed), ("lm_head.weight", head)):
+                if one(draft, end).data_ptr() != shared.data_ptr():
+                    raise RuntimeError(f"the draft layer has a {end} of its own")
+    counts["layers"] = sum(n.endswith("self_attn.o_proj.weight") for n in target)
+    return counts
+
+
+def expected(first: int, count: int, vocab_size: int) -> list[int]:
+    tokens = []
+    token = first
+    for _ in range(count):
+        token = successor(token, vocab_size)
+        tokens.append(token)
+    return tokens
+
+
+def expected_accepted(
+    firsts: list[int], count: int, num_drafts: int, mask: list[bool]
+) -> tuple[int, list[int]]:
+    """Draft rounds and accepted drafts per position for `count` tokens after each of `firsts`.
+
+    A sequence's first token comes from its prompt, without drafts; a round's last one may end
+    beyond `count`.
+    """
+    rounds, per_position = 0, [0] * num_drafts
+    for first in firsts:
+        chain = expected(first, count + num_drafts + 1, len(mask))
+        done = 1
+        while done < count:
+            rounds += 1
+            good = 0
+            # A draft is made from the token before it.
+            while good < num_drafts and not mask[chain[done - 1 + good]]:
+                per_position[good] += 1
+                good += 1
+            done += good + 1
+    return rounds, per_position
+
+
+def timeline(spans: list[tuple[float, float, str]], top: int = 40) -> dict[str, Any]:
+    """Where the time between the first and the last of a GPU's spans goes.
+
+    Args:
+        spans: start and end in microseconds and name of all kernels and copies, sorted.
+    """
+    kernels: dict[str, list[float]] = {}
+    gaps: dict[str, list[float]] = {}
+    busy, end, last = 0.0, spans[0][0], ""
+    for start, stop, name in spans:
+        kernels.setdefault(name, []).append(stop - start)
+        if start > end:
+            gaps.setdefault(f"{last[:50]} -> {name[:50]}", []).append(start - end)
+        busy += max(stop - max(start, end), 0)
+        if stop > end:
+            end, last = stop, name
+
+    def largest(groups: dict[str, list[float]]) -> list[list[Any]]:
+        rows = [[round(sum(v) / 1000, 3), len(v), name] for name, v in groups.items()]
+        return sorted(rows, reverse=True)[:top]
+
+    return {
+        "milliseconds": (end - spans[0][0]) / 1000,
+        "busy": busy / 1000,
+        "launches": len(spans),
+        "kernels": largest(kernels),
+        "gaps": largest(gaps),
+    }
+
+
+# ------------------------------------------------------------------ one process
+
+
+def watch_loading(load: dict[str, float]) -> None:
+    """Record time and memory of loading, target and draft layer together."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner as Runner
+    else:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+    original = Runner.load_model
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        on_gpu = not current_platform.is_cpu()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        original(self, *args, **kwargs)
+        if on_gpu:
+            torch.cuda.synchronize()
+            load["model_gib"] = (torch.cuda.memory_allocated() - before) / GIB
+            load["peak_gib"] = (torch.cuda.max_memory_allocated() - before) / GIB
+        load["seconds"] = time.perf_counter() - started
+
+    Runner.load_model = load_model
+
+
+def kv_cache_figures(worker: Any) -> dict[str, float]:
+    """Tokens of KV cache, and what the same memory gives in other layouts."""
+    from vllm.v1.core import kv_cache_utils
+
+    runner = worker.model_runner
+    config, vllm_config = runner.kv_cache_config, runner.vllm_config
+    memory = sum(tensor.size for tensor in config.kv_cache_tensors)
+
+    def tokens(num_blocks: int, groups: list[Any]) -> int:
+        return int(num_blocks // len(groups) * groups[0].kv_cache_spec.block_size)
+
+    def planned(specs: dict[str, Any]) -> int:
+        (plan,) = kv_cache_utils.get_kv_cache_configs(vllm_config, [specs], [memory])
+        return tokens(plan.num_blocks, plan.kv_cache_groups)
+
+    groups = config.kv_cache_groups
+    # Draft layers with blocks of their own take none of the others'.
+    own = hasattr(config, "num_draft_blocks")
+    figures = {
+        "gib": memory / GIB,
+        "groups": len(groups),
+        "tokens": tokens(config.num_blocks, groups[:-1] if own else groups),
+    }
+    drafter = getattr(runner, "drafter", None)
+    if drafter is not None:
+        specs = runner.get_kv_cache_spec()
+        draft_layers = drafter._draft_attn_layer_names
+        figures["tokens_in_one_pool"] = planned(dict(specs))
+        figures["tokens_without_draft"] = planned(
+            {name: spec for name, spec in specs.items() if name not in draft_layers}
+        )
+    return figures
+
+
+class Bench:
+    """An engine with known weights."""
+
+    def __init__(self, args: argparse.Namespace, mode: str) -> None:
+        from vllm import LLM
+
+        self.args = args
+        self.mode = mode
+        self.wrong_tokens = 0
+        self.load: dict[str, float] = {}
+        watch_loading(self.load)
+        options: dict[str, Any] = {
+            "model": str(args.folder),
+            "load_format": args.load_format,
+            "seed": 0,
+            "max_num_seqs": args.max_num_seqs,
+            "max_model_len": args.max_model_len,
+            "limit_mm_per_prompt": {"image": 1, "video": 0},
+            "disable_log_stats": False,
+        }
+        if mode == "mtp":
+            options["speculative_config"] = {
+                "method": "mtp",
+                "num_speculative_tokens": args.drafts,
+            } | json.loads(args.speculative_options)
+        if args.tiny:
+            options |= {"enforce_eager": True, "dtype": "float32", "block_size": 16}
+        options |= json.loads(args.engine_options)
+        started = time.perf_counter()
+        self.llm = LLM(**options)
+        self.start_seconds = time.perf_counter() - started
+        self.vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
+        self.mask = wrong_mask(self.vocab_size, args.wrong)
+        (counts,) = self.llm.collective_rpc(set_weights, args=(args.wrong,))
+        print(f"{mode}: set {counts}", flush=True)
+        num_norms = counts["layers"] + (mode == "mtp")
+        for end in list(CONSTANTS)[:2]:
+            if counts[end] != num_norms:
+                raise RuntimeError(f"{counts[end]} parameters end with {end}, not {num_norms}")
+
+    def counters(self) -> tuple[int, list[int]]:
+        drafts, accepted = 0, [0] * self.args.drafts
+        for metric in self.llm.get_metrics():
+            if metric.name == "vllm:spec_decode_num_drafts":
+                drafts += metric.value
+            elif metric.name == "vllm:spec_decode_num_accepted_tokens_per_pos":
+                accepted = [a + b for a, b in zip(accepted, metric.values, strict=True)]
+        return drafts, accepted
+
+    def generate(
+        self, batch_size: int, num_tokens: int, seed: int
+    ) -> tuple[float, float, list[int]]:
+        """One batch, each token checked.
+
+        Returns:
+            Seconds from the first token to the last, milliseconds to the first (the slowest
+            sequence), and the last token of each prompt.
+        """
+        import random
+
+        from vllm import SamplingParams
+
+        rng = random.Random(seed * 1000 + batch_size)
+        # Below 128 are the markers of images and the like.
+        prompts = [
+            [rng.randrange(128, self.vocab_size) for _ in range(self.args.prompt_tokens)]
+            for _ in range(batch_size)
+        ]
+        sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+        sampling.detokenize = False
+        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
+        firsts = [prompt[-1] for prompt in prompts]
+        for first, output in zip(firsts, outputs, strict=True):
+            tokens = list(output.outputs[0].token_ids)
+            wanted = expected(first, num_tokens, self.vocab_size)
+            if len(tokens) != num_tokens:
+                raise RuntimeError(f"{len(tokens)} tokens instead of {num_tokens}")
+            self.wrong_tokens += sum(a != b for a, b in zip(tokens, wanted, strict=True))
+        metrics = [output.metrics for output in outputs]
+        start = min(m.first_token_ts for m in metrics)
+        seconds = max(m.last_token_ts for m in metrics) - start
+        first_token_ms = 1000 * max(m.first_token_latency for m in metrics)
+        return seconds, first_token_ms, firsts
+
+    def measure(self, batch_size: int) -> Rate:
+        args = self.args
+        for i in range(args.warm_ups):
+            self.generate(batch_size, args.warm_up_tokens, seed=100 + i)
+        before = self.counters()
+        rates, latencies, firsts = [], [], []
+        for i in range(args.repeats):
+            seconds, first_token_ms, last = self.generate(batch_size, args.tokens, seed=i)
+            rates.append(batch_size * (args.tokens - 1) / seconds)
+            latencies.append(first_token_ms)
+            firsts += last
+        rounds, accepted = self.counters()
+        drafts = rounds - before[0]
+        accepted = [a - b for a, b in zip(accepted, before[1], strict=True)]
+        tokens_per_second = statistics.median(rates)
+        steps = args.repeats * batch_size * (args.tokens - 1)
+        expected_per_position: list[int] = []
+        if self.mode == "mtp":
+            steps, expected_per_position = expected_accepted(
+                firsts, args.tokens, args.drafts, self.mask.tolist()
+            )
+        tokens_per_step = args.repeats * batch_size * (args.tokens - 1) / steps
+        return Rate(
+            batch_size=batch_size,
+            tokens_per_second=tokens_per_second,
+            milliseconds_per_step=1000 * batch_size * tokens_per_step / tokens_per_second,
+            all_tokens_per_second=rates,
+            first_token_ms=statistics.median(latencies),
+            drafts=drafts,
+            accepted_per_position=accepted,
+            expected_per_position=expected_per_position,
+        )
+
+    def profile(self, batch_size: int) -> dict[str, Any]:
+        """What the GPU does in some steps, and a trace of them beside the JSON."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        steps = self.args.profile_steps
+        num_tokens = 1 + steps * (1 + self.args.drafts if self.mode == "mtp" else 1)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            self.generate(batch_size, num_tokens, seed=200)
+            torch.cuda.synchronize()
+        profiler.export_chrome_trace(str(self.args.out / f"trace-{self.mode}-{batch_size}.json.gz"))
+        spans = sorted(
+            (event.time_range.start, event.time_range.end, event.name[:100])
+            for event in profiler.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        return {"steps": steps, **timeline(spans)}
+
+    def run(self) -> Result:
+        import torch
+        import vllm
+        from vllm.platforms import current_platform
+
+        args = self.args
+        (kv_cache,) = self.llm.collective_rpc(kv_cache_figures)
+        result = Result(
+            mode=self.mode,
+            device=current_platform.get_device_name() if torch.cuda.is_available() else "cpu",
+            versions={"torch": torch.__version__, "vllm": vllm.__version__},
+            load=self.load,
+            start_seconds=self.start_seconds,
+            kv_cache=kv_cache,
+            wrong_tokens=0,
+            rates=[],
+        )
+        for batch_size in args.batch_sizes:
+            result.rates.append(self.measure(batch_size))
+            result.wrong_tokens = self.wrong_tokens
+            write(args.out / f"{self.mode}.json", asdict(result))
+            print(f"{self.mode}: {asdict(result.rates[-1])}", flush=True)
+        if args.profile:
+            for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]):
+                result.profiles[str(batch_size)] = self.profile(batch_size)
+                write(args.out / f"{self.mode}.json", asdict(result))
+        result.wrong_tokens = self.wrong_tokens
+        return result
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))
+
+
+# ------------------------------------------------------------------ all of it
+
+
+def report(results: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Print the table. Whether every token is right and every bar that applies is met."""
+    good = True
+
+    def check(label: str, met: bool) -> str:
+        nonlocal good
+        good &= met
+        return f"  ({label}: {'met' if met else 'MISSED'})"
+
+    for mode, result in results.items():
+        load = ", ".join(f"{key} {value:.2f}" for key, value in result["load"].items())
+        print(
+            f"{mode:6} on {result['device']}: up in {result['start_seconds']:.0f} s; load: {load}"
+        )
+        kv = {k: round(v, 2) for k, v in result["kv_cache"].items()}
+        print(f"{'':6} KV cache: {kv}")
+        print(
+            f"{'':6} wrong tokens: {result['wrong_tokens']}",
+            check("none", result["wrong_tokens"] == 0),
+        )
+    if "mtp" in results:
+        kv = results["mtp"]["kv_cache"]
+        share = kv["tokens"] / kv["tokens_without_draft"]
+        old = kv["tokens_in_one_pool"] / kv["tokens_without_draft"]
+        note = check(f"at least {KV_BAR}", share >= KV_BAR) if not args.tiny else ""
+        print(f"KV tokens over those without draft layer, same memory: {share:.4f}{note}")
+        print(f"{'':6} in one pool, as 0.19.1 has it: {old:.4f}")
+    if len(results) == 2 and "peak_gib" in results["mtp"]["load"]:
+        more = results["mtp"]["load"]["peak_gib"] - results["plain"]["load"]["peak_gib"]
+        print(
+            f"peak while loading: {more:.2f} GiB more"
+            + check(f"at most {LOAD_BAR_GIB}", more <= LOAD_BAR_GIB)
+        )
+
+    head = f"{'batch':>6}{'plain tok/s':>13}{'ms/step':>9}{'mtp tok/s':>12}{'ms/step':>9}"
+    print(f"\n{head}{'speed-up':>10}{'upstream':>10}  accepted per position (expected)")
+    plain, mtp = (
+        {rate["batch_size"]: rate for rate in results[mode]["rates"]} if mode in results else {}
+        for mode in ("plain", "mtp")
+    )
+    for size in args.batch_sizes:
+        a, b = plain.get(size), mtp.get(size)
+        row = f"{size:6}"
+        row += f"{a['tokens_per_second']:13.1f}{a['milliseconds_per_step']:9.2f}" if a else " " * 22
+        row += f"{b['tokens_per_second']:12.1f}{b['milliseconds_per_step']:9.2f}" if b else " " * 21
+        if a and b:
+            gain = b["tokens_per_second"] / a["tokens_per_second"]
+            row += f"{gain:10.2f}"
+            if not args.tiny and not args.wrong and args.drafts == 3 and size in BARS:
+                other = UPSTREAM[size]
+                row += f"{other[0] / other[1]:10.2f}" + check(f"{BARS[size]}", gain >= BARS[size])
+        if b:
+            shares, wanted = (
+                [round(count / max(b["drafts"], 1), 3) for count in b[key]]
+                for key in ("accepted_per_position", "expected_per_position")
+            )
+            row += f"  {shares} ({wanted})"
+        print(row)
+    return good
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the results")
+    parser.add_argument(
+        "--tree", type=Path, help="the patched work tree, if it is not on PYTHONPATH"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, on a CPU")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=None)
+    parser.add_argument("--modes", nargs="+", default=["plain", "mtp"], choices=["plain", "mtp"])
+    parser.add_argument("--drafts", type=int, default=3)
+    parser.add_argument("--wrong", type=float, default=0.0, help="share of tokens drafted wrongly")
+    parser.add_argument("--tokens", type=int, default=None, help="of each sequence")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warm-ups", type=int, default=2)
+    parser.add_argument("--warm-up-tokens", type=int, default=None)
+    parser.add_argument("--layers", type=int, help="of the target; default: all")
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--max-model-len", type=int, default=None)
+    parser.add_argument("--load-format", default="dummy")
+    parser.add_argument("--engine-options", default="{}", help="JSON, for vllm.LLM")
+    parser.add_argument("--speculative-options", default="{}", help="JSON, for speculative_config")
+    parser.add_argument("--profile", action="store_true", help="also trace some steps")
+    parser.add_argument("--profile-steps", type=int, default=12)
+    parser.add_argument("--multiprocess", action="store_true", help="the engine in its own process")
+    parser.add_argument("--timeout", type=float, default=420, help="seconds for each run")
+    parser.add_argument("--mode", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.batch_sizes = args.batch_sizes or ([1, 3] if args.tiny else [1, 8, 32])
+    args.tokens = args.tokens or (24 if args.tiny else 384)
+    args.warm_up_tokens = args.warm_up_tokens or (8 if args.tiny else 96)
+    args.max_model_len = args.max_model_len or (512 if args.tiny else 16384)
+    args.folder = args.out / "model"
+    return args
+
+
+def environment(args: argparse.Namespace) -> dict[str, str]:
+    """The environment of the two runs."""
+    here = Path(__file__).resolve().parent
+    paths = [str(here)]
+    if args.tree is not None:
+        paths.append(str(args.tree))
+    paths += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(args.multiprocess)),
+        # set_weights goes to the worker as it is.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    if args.tiny:
+        defaults |= {
+            "TORCHDYNAMO_DISABLE": "1",
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    return defaults | env | ({"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} if args.multiprocess else {})
+
+
+def main() -> int:
+    args = parse()
+    if args.mode is not None:
+        write(args.out / f"{args.mode}.json", asdict(Bench(args, args.mode).run()))
+        return 0
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    env = environment(args)
+    sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
+    config = make_config(args.tiny, args.layers)
+    checkpoint_files().write_config_files(args.folder, config, max_pixels=3211264)
+    results = {}
+    for mode in args.modes:
+        (args.out / f"{mode}.json").unlink(missing_ok=True)
+        print(f"--- {mode}", flush=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--mode", mode]
+        try:
+            status = subprocess.run(command, env=env, timeout=args.timeout).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+        if status != 0:
+            print(f"error: the {mode} run ended with status {status}", file=sys.stderr)
+            return 2
+        results[mode] = json.loads((args.out / f"{mode}.json").read_text())
+    write(args.out / "results.json", results)
+    print()
+    return 0 if report(results, args) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
