@@ -56,6 +56,7 @@ class Plan:
     """The contents of ci/stages.toml."""
 
     environment: dict[str, str]
+    prepare: list[str]
     stock: Stage
     patches: dict[str, Stage]
 
@@ -69,6 +70,7 @@ class Plan:
         try:
             data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
             environment = {str(k): str(v) for k, v in data.get("environment", {}).items()}
+            prepare = [str(a) for a in data.get("prepare", {}).get("arguments", [])]
             stock = Stage("stock", **data.get("stock", {"imports": [], "tests": []}))
             stages = {n: Stage(n, **table) for n, table in data.get("patch", {}).items()}
         except (OSError, tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
@@ -82,7 +84,7 @@ class Plan:
                 f"{file} has no tests for {', '.join(lacking)}",
                 hint=f"add [patch.{lacking[0]}] with imports and tests",
             )
-        return cls(environment, stock, {n: stages[n] for n in names})
+        return cls(environment, prepare, stock, {n: stages[n] for n in names})
 
 
 @dataclasses.dataclass
@@ -128,6 +130,7 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
         )
     with locked(paths.state / ".lock", args.wait):
         runner = Runner(paths, plan, quiet=args.json)
+        runner.prepare(plan.prepare)
         if args.command == "test-model":
             stages = [plan.patches[n] for n in names if args.patch in ("", n)]
             results = [runner.model(stages if args.patch else [*stages, plan.stock])]
@@ -150,7 +153,29 @@ class Runner:
     def __init__(self, paths: Paths, plan: Plan, *, quiet: bool) -> None:
         self.paths = paths
         self.out = sys.stderr if quiet else sys.stdout
-        self.environment = {**environments.engine_environment(paths), **plan.environment}
+        given = {name: self._fill(value) for name, value in plan.environment.items()}
+        self.environment = {**environments.engine_environment(paths), **given}
+
+    def _fill(self, text: str) -> str:
+        places = {"{repository}": str(ROOT), "{state}": str(self.paths.state.resolve())}
+        for name, place in places.items():
+            text = text.replace(name, place)
+        return text
+
+    def prepare(self, arguments: list[str]) -> None:
+        """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
+        if not arguments:
+            return
+        command = [str(environments.python(self.paths)), *map(self._fill, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT / "scripts", env=self.environment, stdout=self.out, check=False
+        )
+        if done.returncode:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{' '.join(command)} ended with {done.returncode}",
+                hint="its output is above; [prepare] of ci/stages.toml names it",
+            )
 
     def model(self, stages: list[Stage]) -> Result:
         """Everything in the work tree itself, in one process."""
