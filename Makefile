@@ -36,7 +36,7 @@ DEV_MADE = $(call stamp,$(DEV),$(ROOT)/ci/locks/dev.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help doctor fetch apply unapply status export check build demo test test-tool test-model \
-  test-each mutate locks clean distclean
+  test-each evaluate train mutate locks clean distclean
 
 help:  ## print this list
 	@echo "make TARGET [VARIABLE=value]"; echo
@@ -89,7 +89,15 @@ test-model: build  ## run the tests of the series in the work tree
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
 
-mutate: build  ## plant errors in the model; a named test must notice each (20 minutes)
+evaluate: build  ## held-out accuracy and draft acceptance of the tiny checkpoint (3 minutes)
+	@cd '$(ROOT)/scripts' && '$(abspath $(ENV))/bin/python' -m tiny.evaluate \
+	  --tree '$(abspath $(BUILD_DIR))/$(BASE)/vllm'
+
+train: build  ## train the tiny checkpoint from nothing (15 minutes on an H100)
+	@cd '$(ROOT)/scripts' && '$(abspath $(ENV))/bin/python' -m tiny.train \
+	  --tree '$(abspath $(BUILD_DIR))/$(BASE)/vllm' --out '$(abspath $(BUILD_DIR))/tiny'
+
+mutate: build  ## plant errors in the model; a named test must notice each (an hour)
 	@$(ENV)/bin/python '$(ROOT)/ci/mutate.py' --tree '$(BUILD_DIR)/$(BASE)/vllm'
 
 locks: $(DEV_MADE)  ## renew ci/locks/tools.txt and dev.txt from their .in files

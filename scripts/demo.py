@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A photograph through the patched engine, beside transformers' own run.
+"""A picture through the patched engine, beside transformers' own run.
 
-Runs in the built environment: `make demo`. Without `--model` it makes a tiny checkpoint
-with random weights in the released layout, so that the numbers mean something and the
-words do not; with `--model` (`make demo MODEL=...`) it asks that model.
+Runs in the built environment: `make demo`. Without `--model` it draws a picture, shows and saves
+it, and asks the tiny trained checkpoint (`scripts/tiny`) with three draft tokens; with `--model`
+(`make demo MODEL=...`) it asks that model about a photograph.
 
-Exit status: 0, or 1 if engine and transformers differ on the tiny checkpoint.
+Exit status: 0, or 1 if on the tiny checkpoint the answer is wrong or engine and transformers
+differ.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from typing import Any
 PHOTO = Path("tests/v1/ec_connector/integration/hato.jpg")
 QUESTION = "What is in this picture?"
 TOLERANCE = 1e-5
+NUM_DRAFTS = 3
+# "What is in the picture?", of the held-out questions.
+DRAWN = 4
 
 
 @dataclass
@@ -34,12 +38,27 @@ class Run:
     tokens: list[int]
     logprobs: list[float]
     seconds: float
+    drafts: str = ""
 
 
-def make_tiny_checkpoint(folder: Path, model: Any) -> None:
-    from tests.models.multimodal.exaone4_5_utils import write_checkpoint
+def show(image: Any, width: int = 56) -> None:
+    """Print a picture on a terminal with true colours, two pixels a character."""
+    small = image.resize((width, max(2, width * image.height // image.width // 2 * 2)))
+    for y in range(0, small.height, 2):
+        row = ""
+        for x in range(width):
+            top, bottom = (";".join(map(str, small.getpixel((x, y + i)))) for i in (0, 1))
+            row += f"\033[38;2;{top}m\033[48;2;{bottom}m\u2580"
+        print(f"{row}\033[0m")
 
-    write_checkpoint(folder, model)
+
+def describe_drafts(llm: Any) -> str:
+    """How many drafts were accepted, from the engine's own counters."""
+    values = {metric.name: metric for metric in llm.get_metrics()}
+    verified = values["vllm:spec_decode_num_drafts"].value
+    accepted = values["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    places = ", ".join(f"{count} of {verified}" for count in accepted)
+    return f"{places}; {1 + sum(accepted) / max(verified, 1):.2f} tokens a step"
 
 
 def ask_engine(model: str, prompt: str, image: Any, tokens: int, options: dict[str, Any]) -> Run:
@@ -54,7 +73,8 @@ def ask_engine(model: str, prompt: str, image: Any, tokens: int, options: dict[s
     answer = output.outputs[0]
     ids = list(answer.token_ids)
     logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
-    return Run("vLLM with the series", output.prompt_token_ids, ids, logprobs, seconds)
+    drafts = describe_drafts(llm) if "speculative_config" in options else ""
+    return Run("vLLM with the series", output.prompt_token_ids, ids, logprobs, seconds, drafts)
 
 
 def ask_transformers(model: Any, processor: Any, prompt: str, image: Any, tokens: int) -> Run:
@@ -70,6 +90,7 @@ def ask_transformers(model: Any, processor: Any, prompt: str, image: Any, tokens
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
+            eos_token_id=processor.tokenizer.convert_tokens_to_ids("<|endofturn|>"),
         )
     seconds = time.perf_counter() - started
     ids = out.sequences[0, len(prompt_ids) :].tolist()
@@ -88,6 +109,8 @@ def load_reference(model: str) -> tuple[Any, Any] | None:
     from tests.models.multimodal.exaone4_5_utils import get_hf_config
     from transformers import Exaone4_5_ForConditionalGeneration
 
+    from tiny.reference import load_processor
+
     index = Path(model) / "model.safetensors.index.json"
     if not index.is_file():
         return None
@@ -101,20 +124,7 @@ def load_reference(model: str) -> tuple[Any, Any] | None:
     reference = Exaone4_5_ForConditionalGeneration.from_pretrained(
         model, config=config, dtype=torch.float32, attn_implementation="eager"
     )
-    return reference.eval(), load_processor(model)
-
-
-def load_processor(model: str) -> Any:
-    """transformers' processor, from parts that load whatever class the files name."""
-    from transformers.models.exaone4_5 import Exaone4_5_Processor as HfProcessor
-    from vllm.transformers_utils.processors.exaone4_5 import Exaone4_5_Processor
-
-    parts = Exaone4_5_Processor.from_pretrained(model)
-    return HfProcessor(
-        image_processor=parts.image_processor,
-        tokenizer=parts.tokenizer,
-        video_processor=parts.video_processor,
-    )
+    return reference.eval(), load_processor(Path(model))
 
 
 def print_table(runs: list[Run], image_token_id: int) -> None:
@@ -145,6 +155,9 @@ def prepare_environment(tiny: bool) -> None:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The drafts' Triton kernels run in Triton's interpreter.
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -152,62 +165,83 @@ def prepare_environment(tiny: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a model id or folder; default: a tiny one made here")
+    parser.add_argument("--model", help="a model id or folder; default: the tiny one")
     parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
-    parser.add_argument("--folder", type=Path, required=True, help="where the tiny one goes")
-    parser.add_argument("--image", type=Path, help="default: a photograph of the pinned source")
-    parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--tokens", type=int, help="default: 48, or 256 with --model")
+    parser.add_argument("--folder", type=Path, required=True, help="where the picture goes")
+    parser.add_argument("--image", type=Path, help="with --model; default: a photograph")
+    parser.add_argument("--question", default=QUESTION, help="with --model")
+    parser.add_argument("--number", type=int, default=DRAWN, help="of the held-out question")
+    parser.add_argument("--tokens", type=int, help="at most; default: 48, or 256 with --model")
     args = parser.parse_args()
-    num_tokens = args.tokens or (48 if args.model is None else 256)
+    tiny = args.model is None
+    num_tokens = args.tokens or (48 if tiny else 256)
     photo = args.image or args.tree / PHOTO
-    if not photo.is_file():
+    if not tiny and not photo.is_file():
         print(f"error: no picture at {photo}; name one with --image", file=sys.stderr)
         return 2
-    prepare_environment(tiny=args.model is None)
-    sys.path.insert(0, str(args.tree))  # the tiny checkpoint's maker is in its tests
-
-    from PIL import Image
-    from vllm.platforms import current_platform
-
-    options: dict[str, Any] = {"use_tqdm_on_load": False}
-    if args.model is None:
-        options["max_model_len"] = 1024
-    if current_platform.is_cpu() or args.model is None:
-        options |= {"dtype": "float32", "enforce_eager": True}
-    reference: tuple[Any, Any] | None
-    model = args.model
-    if model is None:
-        model = str(args.folder)
-        from tests.models.multimodal.exaone4_5_utils import get_hf_model
-
-        hf_model = get_hf_model()
-        make_tiny_checkpoint(args.folder, hf_model)
-        reference = hf_model, load_processor(model)
-    else:
-        reference = load_reference(model)
+    prepare_environment(tiny)
+    sys.path.insert(0, str(args.tree))  # the references are in its tests
 
     import vllm.transformers_utils.configs.exaone4_5  # noqa: F401  (registers the config)
+    from PIL import Image
     from transformers import AutoConfig, AutoTokenizer
+    from vllm.platforms import current_platform
 
-    image = Image.open(photo).convert("RGB")
-    message = {
-        "role": "user",
-        "content": [{"type": "image"}, {"type": "text", "text": args.question}],
-    }
+    from tiny import checkpoint, task
+    from tiny.reference import Reference
+
+    options: dict[str, Any] = {"use_tqdm_on_load": False}
+    if current_platform.is_cpu() or tiny:
+        options |= {"dtype": "float32", "enforce_eager": True}
+    reference: tuple[Any, Any] | None
+    model = args.model or str(checkpoint.FOLDER)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    expected = None
+    if tiny:
+        question = task.get_question("held-out", args.number)
+        if len(question.images) != 1 or question.videos:
+            print(
+                "error: that question has not one picture; take another --number", file=sys.stderr
+            )
+            return 2
+        (image,) = question.images
+        photo = args.folder / "picture.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        image.save(photo)
+        asked, prompt, expected = question.parts[-1], question.prompt(), question.completion
+        options |= {
+            "max_model_len": 1024,
+            "disable_log_stats": False,
+            "speculative_config": {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS},
+        }
+        parts = Reference(checkpoint.FOLDER)
+        reference = parts.model, parts.processor
+    else:
+        image, asked = Image.open(photo).convert("RGB"), args.question
+        message = {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": asked}],
+        }
+        prompt = tokenizer.apply_chat_template(
+            [message], tokenize=False, add_generation_prompt=True
+        )
+        reference = load_reference(model)
 
     runs = [ask_engine(model, prompt, image, num_tokens, options)]
     if reference is not None:
         runs.append(ask_transformers(*reference, prompt, image, num_tokens))
+    if sys.stdout.isatty():
+        show(image)
+    answer = tokenizer.decode(runs[0].tokens, skip_special_tokens=True)
     print(f"\npicture   {photo} ({image.width} x {image.height})")
-    print(f"question  {args.question}")
-    note = "  (random weights: the words mean nothing)" if args.model is None else ""
-    print(f"answer    {tokenizer.decode(runs[0].tokens, skip_special_tokens=True)!r}{note}")
+    print(f"question  {asked}")
+    verdict = "" if expected is None else "  (right)" if answer == expected else "  (WRONG)"
+    print(f"answer    {answer!r}{verdict}")
+    if runs[0].drafts:
+        print(f"drafts    accepted at each place: {runs[0].drafts}")
     print_table(runs, AutoConfig.from_pretrained(model).image_token_id)
     agrees = len(runs) < 2 or compare(*runs)
-    return 0 if agrees or args.model is not None else 1
+    return 0 if not tiny or (agrees and answer == expected) else 1
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class Plan:
     environment: dict[str, str]
     prepare: list[str]
     stock: Stage
+    repository: Stage
     patches: dict[str, Stage]
 
     @classmethod
@@ -72,6 +73,7 @@ class Plan:
             environment = {str(k): str(v) for k, v in data.get("environment", {}).items()}
             prepare = [str(a) for a in data.get("prepare", {}).get("arguments", [])]
             stock = Stage("stock", **data.get("stock", {"imports": [], "tests": []}))
+            own = Stage("repository", **data.get("repository", {"imports": [], "tests": []}))
             stages = {n: Stage(n, **table) for n, table in data.get("patch", {}).items()}
         except (OSError, tomllib.TOMLDecodeError, TypeError, AttributeError) as error:
             raise SeriesError(
@@ -84,7 +86,7 @@ class Plan:
                 f"{file} has no tests for {', '.join(lacking)}",
                 hint=f"add [patch.{lacking[0]}] with imports and tests",
             )
-        return cls(environment, prepare, stock, {n: stages[n] for n in names})
+        return cls(environment, prepare, stock, own, {n: stages[n] for n in names})
 
 
 @dataclasses.dataclass
@@ -135,6 +137,8 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
             stages = [plan.patches[n] for n in names if args.patch in ("", n)]
             results = [runner.model(stages if args.patch else [*stages, plan.stock])]
             if not args.patch:
+                if plan.repository.tests:
+                    results.append(runner.model([plan.repository]))
                 results.append(runner.stock())
         else:
             chosen = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
@@ -267,7 +271,7 @@ class Runner:
                 *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
                 # The imports came first, so pytest meets its plugins' modules already loaded.
                 *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-                *(f"--junitxml={report}", *stage.tests),
+                *(f"--junitxml={report}", *map(self._fill, stage.tests)),
             ],
             cwd=tree,
             env=env,

@@ -96,7 +96,7 @@ def make_tensors(questions: list[task.Question], tokenizer: Tokenizer) -> dict[s
             if isinstance(item, str):
                 continue
             is_image = isinstance(item, Image.Image)
-            grid, patches = to_patches([item] if is_image else item)  # type: ignore[list-item]
+            grid, patches = to_patches([item] if is_image else item)
             grids.append(grid)
             pixels.append(patches)
             pad = "<|image_pad|>" if is_image else "<|video_pad|>"
@@ -151,8 +151,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, tokenizer: str, seed: int, stage: int, count: int, scale: float) -> None:
         self.tokenizer = Tokenizer.from_str(tokenizer)
-        # The first stage was run before there was a second.
-        self.seed = [task.SPLITS["train"], seed] if stage == 1 else [task.SPLITS["train"], seed, stage]
+        self.seed = (
+            [task.SPLITS["train"], seed] if stage == 1 else [task.SPLITS["train"], seed, stage]
+        )
         self.groups, self.turns = GROUPS[stage], TURNS[stage]
         self.count = count
         self.scale = scale

@@ -36,10 +36,14 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 # Without letters that look like digits in the small font.
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ23456789"
-FILLER = (
-    "the rain fell on the roof and the old clock kept its time while a grey cat slept near "
-    "the warm stove and nobody in the quiet house had any reason to hurry that long evening"
-).split()
+FILLER = tuple(
+    word
+    for line in (
+        "the rain fell on the roof and the old clock kept its time while a grey cat slept near",
+        "the warm stove and nobody in the quiet house had any reason to hurry that long evening",
+    )
+    for word in line.split()
+)
 SYSTEM = "Answer in a few words."
 SPLITS = {"train": 1, "held-out": 2}
 
@@ -118,6 +122,8 @@ class Artist:
     """In a picture that stands alone."""
     most_cells: int = 5
     """On a side of a picture that stands alone."""
+    least_radius: float = 14
+    """Of a shape, in pixels, if its quarter of the picture has room for it."""
 
     def pick(self, options: Any) -> Any:
         return options[int(self.rng.integers(len(options)))]
@@ -171,7 +177,7 @@ class Artist:
         for thing in things:
             # Crosses, rings and bars need some pixels to differ.
             limit = min(width, height) / 4 - 2
-            r = min(float(self.rng.uniform(11, 24)), limit)
+            r = min(float(self.rng.uniform(self.least_radius, 24)), limit)
             x, y = (
                 side / 4 + side / 2 * half + float(self.rng.uniform(-1, 1)) * (side / 4 - r - 1)
                 for side, half in ((width, thing.place % 2), (height, thing.place // 2))
@@ -237,7 +243,9 @@ class Artist:
         for i in range(frames):
             along = i / (frames - 1)
             x, y = (
-                across[axis] if not step else self._travel(along if step > 0 else 1 - along, r, side)
+                across[axis]
+                if not step
+                else self._travel(along if step > 0 else 1 - along, r, side)
                 for axis, (step, side) in enumerate(((dx, width), (dy, height)))
             )
             image = background.copy()
@@ -308,7 +316,7 @@ def ask_read_loose(a: Artist) -> Question:
 def ask_which(a: Artist) -> Question:
     """Which of two pictures, or something about one of the two."""
     things = a.things(4)
-    a.rng.shuffle(things)  # type: ignore[arg-type]
+    a.rng.shuffle(things)
     split = int(a.rng.integers(1, 4))
     halves = [sorted(half, key=lambda t: t.place) for half in (things[:split], things[split:])]
     pictures = [a.scene(half, 2, 4) for half in halves]
@@ -375,7 +383,7 @@ KINDS = {
 
 
 # Training has pictures that are a little harder, and one kind more.
-TRAINING = {"most_things": 4, "most_cells": 6}
+TRAINING = {"most_things": 4, "most_cells": 6, "least_radius": 11}
 TRAINING_KINDS = KINDS | {"read loose": ask_read_loose}
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class PaddedAttention:
@@ -61,7 +61,7 @@ class PaddedAttention:
             row = row.index_copy(0, layout["place"], x[0].transpose(0, 1))
             row = row.unflatten(0, (count, longest)).transpose(1, 2)
             rows.append(row if x is query else row.repeat_interleave(repeats, dim=1))
-        out = F.scaled_dot_product_attention(
+        out = functional.scaled_dot_product_attention(
             *rows, attn_mask=layout["inside"][:, None, None], scale=scaling
         )
         return out.transpose(1, 2).flatten(0, 1).index_select(0, layout["place"])[None], None
@@ -71,12 +71,12 @@ def fuse_norms(model: torch.nn.Module) -> None:
     """Let torch's fused kernel compute every RMSNorm: the same maths in one launch."""
 
     def make(norm: Any, eps: float) -> Any:
-        return lambda x: F.rms_norm(x, norm.weight.shape, norm.weight, eps)
+        return lambda x: functional.rms_norm(x, norm.weight.shape, norm.weight, eps)
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             eps = getattr(module, "variance_epsilon", None) or module.eps
-            module.forward = make(module, eps)  # type: ignore[method-assign, arg-type]
+            module.forward = make(module, eps)
 
 
 class Trainer:
@@ -149,9 +149,11 @@ class Trainer:
         hidden, drafted = self.forward(batch)
         head = self.target.lm_head.weight
         return (
-            F.cross_entropy(F.linear(hidden, head).flatten(0, 1).float(), batch["targets"].flatten()),
-            F.cross_entropy(
-                F.linear(drafted, head.detach()).flatten(0, 1).float(),
+            functional.cross_entropy(
+                functional.linear(hidden, head).flatten(0, 1).float(), batch["targets"].flatten()
+            ),
+            functional.cross_entropy(
+                functional.linear(drafted, head.detach()).flatten(0, 1).float(),
                 batch["draft_targets"].flatten(),
             ),
         )
@@ -260,7 +262,7 @@ def run_stage(
             group["lr"] = get_rate(step, stage)
         losses = trainer.losses(trainer.move(batch))
         optimizer.zero_grad(set_to_none=True)
-        sum(losses).backward()  # type: ignore[union-attr]
+        sum(losses).backward()
         for model in models:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
