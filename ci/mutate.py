@@ -105,6 +105,11 @@ class Copy:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
+            "TRITON_INTERPRET": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "EXAONE4_5_TINY": str(REPOSITORY / "scripts" / "tiny" / "checkpoint"),
+            # `make test-model` writes them.
+            "EXAONE4_5_TINY_QUESTIONS": str(tree.resolve().parent / "questions"),
         }
 
     def run_test(self, tests: list[str]) -> tuple[int, str]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "checkpoint"
 MANIFEST = "SHA256SUMS"
 # Written by hand or by `tiny.evaluate`, beside what `make` writes.
-DOCUMENTS = ("LICENSE", "README.md")
+DOCUMENTS = ("LICENSE", "README.md", "evaluation.json")
 
 
 def get_sums(folder: Path) -> dict[str, str]:
@@ -73,7 +74,11 @@ def make(stage: Path, folder: Path = FOLDER) -> None:
             file.unlink()
     write_config_files(folder, get_config(), MAX_PIXELS)
     write_weights(folder, weights)
-    (folder / "training.json").write_bytes((stage / "training.json").read_bytes())
+    facts = {
+        part.name: json.loads((part / "training.json").read_text(encoding="utf-8"))
+        for part in sorted(stage.parent.glob("stage-*"))
+    }
+    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     write_manifest(folder)
 
 
