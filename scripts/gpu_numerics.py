@@ -113,10 +113,10 @@ def make_config(tiny: bool, num_layers: int) -> dict[str, Any]:
     pattern = ["sliding_attention"] * 3 + ["full_attention"]
     text["layer_types"] = [pattern[i % 4] for i in range(num_layers)] + ["sliding_attention"]
     dtype = "float32" if tiny else "bfloat16"
-    return TINY_CONFIG | {"dtype": dtype, "text_config": text, "vision_config": vision}
+    return {**TINY_CONFIG, "dtype": dtype, "text_config": text, "vision_config": vision}
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def randomize(model: torch.nn.Module, text_layers: int, tower_blocks: int) -> None:
     """Random weights under which neither stream grows.
 
@@ -167,7 +167,7 @@ def save_checkpoint(model: torch.nn.Module, folder: Path, dtype: torch.dtype) ->
             size = 0
         shards[-1][name] = tensor.to("cpu", dtype).contiguous()
         size += tensor.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -191,7 +191,7 @@ def make_cases(folder: Path, sizes: dict[str, Any], vocab_size: int) -> list[Cas
     rng = np.random.default_rng(1)
 
     def words(count: int) -> list[int]:
-        return rng.integers(128, vocab_size, count).tolist()
+        return [int(i) for i in rng.integers(128, vocab_size, count)]
 
     def surround(token: int, count: int) -> list[int]:
         return [VISION_START, *[token] * count, VISION_END]
@@ -221,7 +221,7 @@ def make_cases(folder: Path, sizes: dict[str, Any], vocab_size: int) -> list[Cas
     return cases
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def run_transformers(model: Any, cases: list[Case], run: str) -> None:
     dtype = next(model.parameters()).dtype
     device = next(model.parameters()).device
@@ -300,7 +300,7 @@ def run_vllm(
         embeds.clear()
         hidden.clear()
         request = {"prompt_token_ids": case.prompt, "multi_modal_data": case.media}
-        (output,) = llm.generate([request], sampling, use_tqdm=False)  # type: ignore[list-item]
+        (output,) = llm.generate([request], sampling, use_tqdm=False)
         assert output.prompt_token_ids == case.expanded, f"{case.name}: other placeholders"
         length = len(case.expanded)
         assert hidden[0].shape[0] >= length, f"{case.name}: the prompt was split"
@@ -368,7 +368,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def same_argmax(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return (actual.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    return float((actual.argmax(-1) == expected.argmax(-1)).float().mean())
 
 
 def report(cases: list[Case], runs: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
