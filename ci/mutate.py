@@ -4,7 +4,8 @@
 Runs in the built environment: `python ci/mutate.py --tree TREE`. The work tree is only read:
 the errors go into a copy of it. `ci/mutations.toml` says what is planted, where and which test
 has to fail; the outcome is written to `docs/mutations.md`. Every named test is run first without
-an error, since a test that fails anyway notices nothing. `make mutate` runs it.
+an error, since a test that fails anyway notices nothing. `make mutate` runs it. Outcomes are kept
+beside the work tree; a run that was cut off goes on, as long as neither table nor tree changed.
 
 Exit status: 0 if every error was noticed, 1 if not, 2 if the table does not fit the tree.
 """
@@ -12,13 +13,17 @@ Exit status: 0 if every error was noticed, 1 if not, 2 if the table does not fit
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -100,6 +105,7 @@ class Copy:
             # vLLM's cache of inspected models stays with the copy.
             "VLLM_CACHE_ROOT": str(folder / "cache"),
             "TORCHDYNAMO_DISABLE": "1",
+            "OMP_NUM_THREADS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -151,12 +157,9 @@ def check_table(mutations: list[Mutation], tree: Path) -> None:
 
 
 def check_tests_pass(copy: Copy, mutations: list[Mutation]) -> None:
-    # A process for each file: an engine and the encoder's tests set up the same globals.
-    for file in sorted({m.test.partition("::")[0] for m in mutations}):
-        tests = {m.test for m in mutations if m.test.startswith(file)}
-        status, output = copy.run_test(sorted(tests))
-        if status != 0:
-            raise TableError(f"the tests fail without any error planted:\n{output[-3000:]}")
+    status, output = copy.run_test(sorted({mutation.test for mutation in mutations}))
+    if status != 0:
+        raise TableError(f"the tests fail without any error planted:\n{output[-3000:]}")
 
 
 def write_report(outcomes: list[Outcome], path: Path) -> None:
@@ -181,10 +184,86 @@ def write_report(outcomes: list[Outcome], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+class Record:
+    """What each mutation gave on one state of the tree, one JSON object a line.
+
+    A mutation is known by its own content and that of all Python files of the tree.
+    """
+
+    def __init__(self, path: Path, tree: Path) -> None:
+        self.path = path
+        digest = hashlib.sha256()
+        for part in ("vllm", "tests"):
+            for file in sorted((tree / part).rglob("*.py")):
+                digest.update(file.relative_to(tree).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+        self.tree = digest.hexdigest()
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.entries: dict[str, dict[str, float | bool]] = {}
+        for line in lines:
+            entry = json.loads(line)
+            self.entries[entry.pop("key")] = entry
+
+    def key(self, mutation: Mutation) -> str:
+        return hashlib.sha256(repr((self.tree, astuple(mutation))).encode()).hexdigest()
+
+    def get(self, mutation: Mutation) -> Outcome | None:
+        entry = self.entries.get(self.key(mutation))
+        if entry is None:
+            return None
+        return Outcome(mutation, bool(entry["caught"]), float(entry["seconds"]))
+
+    def add(self, outcome: Outcome) -> None:
+        entry = {"key": self.key(outcome.mutation), "name": outcome.mutation.name}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry | {"caught": outcome.caught, "seconds": outcome.seconds}))
+            file.write("\n")
+
+
+def try_mutations(
+    mutations: list[Mutation], tree: Path, jobs: int, record: Record
+) -> list[Outcome]:
+    """Outcomes in the order of `mutations`; those on record are not tried again."""
+    outcomes = {m.name: known for m in mutations if (known := record.get(m))}
+    todo = [mutation for mutation in mutations if mutation.name not in outcomes]
+    if outcomes:
+        print(f"{len(outcomes)} of {len(mutations)} are in {record.path}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        files = sorted({mutation.test.partition("::")[0] for mutation in todo})
+        for job in range(min(jobs, len(files))):
+            copies.put(Copy(tree, Path(folder) / str(job)))
+
+        def check(file: str) -> None:
+            copy = copies.get()
+            try:
+                check_tests_pass(copy, [m for m in todo if m.test.partition("::")[0] == file])
+            finally:
+                copies.put(copy)
+
+        def attempt(mutation: Mutation) -> Outcome:
+            copy = copies.get()
+            try:
+                return copy.try_mutation(mutation)
+            finally:
+                copies.put(copy)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            # A process for each file: an engine and the encoder's tests set up the same globals.
+            list(pool.map(check, files))
+            for outcome in pool.map(attempt, todo):
+                record.add(outcome)
+                outcomes[outcome.mutation.name] = outcome
+                verdict = "noticed" if outcome.caught else "NOT NOTICED"
+                print(f"{verdict:12}{outcome.mutation.name:40}{outcome.seconds:5.0f} s", flush=True)
+    return [outcomes[mutation.name] for mutation in mutations]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these; writes no report")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at a time")
     args = parser.parse_args()
     try:
         mutations = read_table(TABLE)
@@ -194,15 +273,8 @@ def main() -> int:
                 raise TableError(f"{TABLE.name} has no {', '.join(sorted(unknown))}")
             mutations = [mutation for mutation in mutations if mutation.name in args.only]
         check_table(mutations, args.tree)
-        with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-            copy = Copy(args.tree, Path(folder))
-            check_tests_pass(copy, mutations)
-            outcomes = []
-            for mutation in mutations:
-                outcome = copy.try_mutation(mutation)
-                outcomes.append(outcome)
-                verdict = "noticed" if outcome.caught else "NOT NOTICED"
-                print(f"{verdict:12}{mutation.name:28}{outcome.seconds:5.0f} s", flush=True)
+        record = Record(args.tree.resolve().parent / "mutations.jsonl", args.tree)
+        outcomes = try_mutations(mutations, args.tree, args.jobs, record)
     except TableError as error:
         print(f"error: {error}; mend {TABLE.name} or the tree", file=sys.stderr)
         return 2
