@@ -28,6 +28,8 @@ SERIES = $(TOOLS)/bin/python -m series
 # Works without any environment, so also where one cannot be made.
 BARE = $(PYTHON) -m series
 
+CAPABILITIES = $(TOOLS)/bin/python '$(ROOT)/ci/capabilities.py' --build-dir '$(BUILD_DIR)'
+
 # A stamp is named after what it was made from, so that an unchanged one costs nothing.
 stamp = $(1)/.made-$(shell cat $(2) 2>/dev/null | cksum | cut -d' ' -f1)-$(notdir $(PYTHON))
 TOOLS_MADE := $(call stamp,$(TOOLS),$(ROOT)/ci/locks/tools.txt)
@@ -36,7 +38,7 @@ DEV_MADE = $(call stamp,$(DEV),$(ROOT)/ci/locks/dev.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help doctor fetch apply unapply status export check build demo test test-tool test-model \
-  test-each evaluate train mutate locks clean distclean
+  test-each capabilities evaluate train mutate locks clean distclean
 
 help:  ## print this list
 	@echo "make TARGET [VARIABLE=value]"; echo
@@ -85,6 +87,10 @@ test-tool: $(DEV_MADE)  ## tests, lint and types of the tool itself
 
 test-model: build  ## run the tests of the series in the work tree
 	@$(SERIES) test-model $(COMMON)
+	@$(CAPABILITIES) --check
+
+capabilities: $(TOOLS_MADE)  ## docs/capabilities.md from the reports of the last test-model
+	@$(CAPABILITIES)
 
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)

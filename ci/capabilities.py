@@ -5,9 +5,9 @@
     python ci/capabilities.py --check    # compares only
 
 `ci/capabilities.toml` names the tests of each capability. Their outcomes are read from the
-reports that `make test-model` leaves in build/BASE/logs. A capability counts if all of its tests
-ran and passed on the base; a test that is named but did not run is an error, as is one that failed
-or was skipped.
+reports that `make test-model` leaves in build/BASE/logs/test-model. A capability counts if all of
+its tests ran and passed on the base; a test that is named but did not run is an error, as is one
+that failed or was skipped.
 
 Exit status: 0 if every capability is shown, 1 if one is not or the page differs with --check,
 2 if the list or a report cannot be read.
@@ -147,9 +147,12 @@ def run(args: argparse.Namespace) -> int:
     reports: dict[str, dict[str, bool]] = {}
     for base in args.base:
         reports[base] = {}
-        logs = args.build_dir / base / "logs"
-        for report in args.report:
-            for case, passed in read_report(logs / report).items():
+        logs = args.build_dir / base / "logs" / "test-model"
+        found = sorted(logs.glob("*.xml"))
+        if not found:
+            raise ListError(f"{logs} has no reports; run make test-model BASE={base}")
+        for report in found:
+            for case, passed in read_report(report).items():
                 reports[base][case] = passed and reports[base].get(case, True)
     unknown = {base for c in capabilities for base in c.on} - set(reports)
     if unknown:
@@ -180,7 +183,6 @@ def main() -> int:
     bases = sorted(path.parent.name for path in REPOSITORY.glob("patches/*/base.toml"))
     parser.add_argument("--base", nargs="+", default=bases, help="columns (all of patches/)")
     parser.add_argument("--build-dir", type=Path, default=REPOSITORY / "build")
-    parser.add_argument("--report", nargs="+", default=["series.xml"], help="files in BASE/logs")
     parser.add_argument("--list", type=Path, default=REPOSITORY / "ci/capabilities.toml")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs/capabilities.md")
     parser.add_argument("--check", action="store_true", help="compare, do not write")

@@ -66,7 +66,7 @@ class Toy:
         (self.folder / "list.toml").write_text(text)
 
     def write_report(self, base: str, cases: list[tuple[str, str, str]]) -> None:
-        logs = self.folder / "build" / base / "logs"
+        logs = self.folder / "build" / base / "logs" / "test-model"
         logs.mkdir(parents=True, exist_ok=True)
         inner = "".join(
             f'<testcase classname="{module}" name="{name}">{outcome}</testcase>'

@@ -68,7 +68,7 @@ class Toy:
 
     def run(self, command: str, patch: str = "") -> None:
         args = argparse.Namespace(
-            command=command, stages=str(self.plan), patch=patch, json=False, wait=1.0
+            command=command, stages=str(self.plan), patch=patch, jobs=2, json=False, wait=1.0
         )
         stages.run(self.base, self.paths, args)
 
@@ -151,14 +151,41 @@ def test_each_links_the_kernels(toy: Toy) -> None:
     toy.run("test-each", "second")
 
 
-def test_model_runs_all_in_one_process(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+def test_model_runs_each_stage_in_a_process(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     pid = "import os\ndef test_it():\n    print('PID', os.getpid())\n    assert 0\n"
     toy.amend({"tests/test_first.py": pid, "tests/test_second.py": pid})
     error = toy.fails("test-model")
-    assert error.code is Exit.FAILED
+    assert error.what == "failed: first, second"
     out = capfd.readouterr().out
-    assert len({line for line in out.splitlines() if line.startswith("PID")}) == 1
-    assert out.splitlines()[-2].split()[2:6] == ["ok", "1", "2", "0"]  # stock passes
+    assert len({line for line in out.splitlines() if line.startswith("PID")}) == 2
+    rows = [line.split() for line in out.splitlines()[-4:]]
+    assert [(row[0], row[-6:-2]) for row in rows[:2]] == [
+        (name, ["ok", "0", "1", "0"]) for name in NAMES
+    ]
+    assert rows[2][0] == "stock" and rows[2][3] == "1"
+
+
+def test_model_runs_a_test_of_two_stages_once(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    first = "from pathlib import Path\ndef test_it():\n    Path('runs').open('a').write('x')\n"
+    toy.amend({"tests/test_first.py": first, "tests/test_second.py": "def test_it(): pass\n"})
+    both = '["tests/test_first.py", "tests/test_second.py::test_it"]'
+    toy.plan.write_text(PLAN.replace('["tests/test_second.py::test_it"]', both))
+    toy.run("test-model")
+    assert (toy.paths.tree / "runs").read_text() == "x"
+
+
+def test_reports_of_a_run_replace_those_before(toy: Toy) -> None:
+    logs = toy.paths.state / "logs"
+    passing = "def test_it():\n    pass\n"
+    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
+    toy.run("test-model")
+    assert {path.name for path in logs.glob("test-model/*.xml")} == {
+        "first.xml",
+        "second.xml",
+        "stock.xml",
+    }
+    toy.run("test-model", "second")
+    assert {path.name for path in logs.glob("test-model/*.xml")} == {"second.xml"}
 
 
 def test_model_compares_stock_models(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,6 +29,8 @@ from .state import locked
 FILE = ROOT / "ci" / "stages.toml"
 STOCK = ROOT / "ci" / "stock.py"
 NO_IMPORT = 97
+# Each has an engine or two in its memory.
+MOST_JOBS = 4
 # One process for the imports and the tests: importing vLLM alone takes 10 s.
 RUN = f"""
 import importlib, pathlib, sys, traceback
@@ -111,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `test-model` and `test-each`."""
     parser.add_argument("--stages", default=str(FILE), help="the plan (ci/stages.toml)")
     parser.add_argument("--patch", default="", help="only the stage of this patch")
+    parser.add_argument("--jobs", type=int, help="stages at a time (one a processor, 4 at most)")
 
 
 def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
@@ -131,31 +137,30 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
             hint="run make apply, or make export if the commits are yours",
         )
     with locked(paths.state / ".lock", args.wait):
-        runner = Runner(paths, plan, quiet=args.json)
+        jobs = args.jobs or min(MOST_JOBS, os.cpu_count() or 1)
+        runner = Runner(paths, plan, args.command, jobs, quiet=args.json)
         runner.prepare(plan.prepare)
         if args.command == "test-model":
-            stages = [plan.patches[n] for n in names if args.patch in ("", n)]
-            results = [runner.model(stages if args.patch else [*stages, plan.stock])]
+            chosen = [plan.patches[n] for n in names if args.patch in ("", n)]
             if not args.patch:
-                if plan.repository.tests:
-                    results.append(runner.model([plan.repository]))
-                results.append(runner.stock())
+                chosen += [stage for stage in (plan.stock, plan.repository) if stage.tests]
+            results = runner.model(chosen, stock=not args.patch)
         else:
-            chosen = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
-            results = [runner.each(plan.patches[n], commit) for n, commit in chosen]
+            after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
+            results = runner.each([(plan.patches[n], commit) for n, commit in after])
     runner.table(results)
     failed = [result.stage for result in results if not result.ok]
     if failed:
-        raise SeriesError(
-            Exit.FAILED, f"failed: {', '.join(failed)}", hint="the output of pytest is above"
-        )
+        raise SeriesError(Exit.FAILED, f"failed: {', '.join(failed)}", hint="their output is above")
 
 
 class Runner:
     """Runs stages with the built environment."""
 
-    def __init__(self, paths: Paths, plan: Plan, *, quiet: bool) -> None:
+    def __init__(self, paths: Paths, plan: Plan, command: str, jobs: int, *, quiet: bool) -> None:
         self.paths = paths
+        self.jobs = jobs
+        self.logs = paths.state / "logs" / command
         self.out = sys.stderr if quiet else sys.stdout
         given = {name: self._fill(value) for name, value in plan.environment.items()}
         self.environment = {**environments.engine_environment(paths), **given}
@@ -181,23 +186,39 @@ class Runner:
                 hint="its output is above; [prepare] of ci/stages.toml names it",
             )
 
-    def model(self, stages: list[Stage]) -> Result:
-        """Everything in the work tree itself, in one process."""
-        imports = list(dict.fromkeys(m for stage in stages for m in stage.imports))
-        tests = list(dict.fromkeys(t for stage in stages for t in stage.tests))
-        whole = Stage("series" if len(stages) > 1 else stages[0].name, imports, tests)
-        return self._stage(whole, self.paths.tree, "HEAD")
+    def model(self, stages: list[Stage], *, stock: bool) -> list[Result]:
+        """Every stage in the work tree itself; a test that several name is run for the first."""
+        known: set[str] = set()
+        runs = []
+        for stage in stages:
+            tests = [test for test in stage.tests if test not in known]
+            known.update(tests)
+            if tests:
+                runs.append(dataclasses.replace(stage, tests=tests))
+        tree = self.paths.tree
+        work = [functools.partial(self._stage, one, tree, "HEAD") for one in runs]
+        return self._all([*work, self.stock] if stock else [*work])
 
-    def each(self, stage: Stage, commit: str) -> Result:
-        """One stage on the tree after its patch, in a git worktree of its own."""
-        with self._worktree(stage.name, commit) as tree:
-            return self._stage(stage, tree, commit)
+    def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
+        """Every stage on the tree after its patch, in a git worktree of its own."""
+
+        def one(stage: Stage, commit: str) -> Result:
+            with self._worktree(stage.name, commit) as tree:
+                return self._stage(stage, tree, commit)
+
+        return self._all([functools.partial(one, *each) for each in stages])
+
+    def _all(self, runs: Sequence[Callable[[], Result]]) -> list[Result]:
+        # Processes of their own, side by side: engines leave state and memory behind.
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return list(pool.map(lambda run: run(), runs))
 
     def stock(self) -> Result:
         """ci/stock.py without and with the series; both must give the same tokens."""
         start = time.monotonic()
         head = git(self.paths.tree, "rev-parse", "--short=12", "HEAD^{tree}")
-        print("== stock models, without and with the series", file=self.out, flush=True)
         result, answers = Result("stock models", head), []
         folder = self.paths.state / "stock"
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,6 +252,9 @@ class Runner:
                 result.passed += same
                 result.failed += not same
         result.seconds = time.monotonic() - start
+        print(
+            f"== {result.stage}, without and with the series: {result.seconds:.0f} s", file=self.out
+        )
         return result
 
     @contextlib.contextmanager
@@ -258,26 +282,25 @@ class Runner:
     def _stage(self, stage: Stage, tree: Path, commit: str) -> Result:
         start = time.monotonic()
         result = Result(stage.name, git(tree, "rev-parse", "--short=12", f"{commit}^{{tree}}"))
-        print(f"== {stage.name} (tree {result.tree})", file=self.out, flush=True)
         # The worktree's vllm and tests come before the installed ones.
         env = {**self.environment, "PYTHONPATH": str(tree)}
         python = str(environments.python(self.paths))
-        report = self.paths.state / "logs" / f"{stage.name}.xml"
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.unlink(missing_ok=True)
-        done = subprocess.run(
-            [
-                *(python, "-c", RUN, str(tree.resolve()), ",".join(["vllm", *stage.imports])),
-                *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
-                # The imports came first, so pytest meets its plugins' modules already loaded.
-                *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-                *(f"--junitxml={report}", *map(self._fill, stage.tests)),
-            ],
-            cwd=tree,
-            env=env,
-            stdout=self.out,
-            check=False,
-        )
+        report, log = self.logs / f"{stage.name}.xml", self.logs / f"{stage.name}.log"
+        with log.open("w") as lines:
+            done = subprocess.run(
+                [
+                    *(python, "-c", RUN, str(tree.resolve()), ",".join(["vllm", *stage.imports])),
+                    *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
+                    # The imports came first, so pytest meets its plugins' modules already loaded.
+                    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+                    *(f"--junitxml={report}", *map(self._fill, stage.tests)),
+                ],
+                cwd=tree,
+                env=env,
+                stdout=lines,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
         result.imports = done.returncode != NO_IMPORT
         if result.imports:
             _count(result, report)
@@ -285,6 +308,8 @@ class Runner:
             if done.returncode and not result.failed:
                 result.failed = 1
         result.seconds = time.monotonic() - start
+        verdict = f"{result.seconds:.0f} s" if result.ok else f"FAILED\n{log.read_text()}"
+        print(f"== {stage.name} (tree {result.tree}): {verdict}", file=self.out, flush=True)
         return result
 
     def table(self, results: list[Result]) -> None:
