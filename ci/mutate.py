@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TABLE = REPOSITORY / "ci" / "mutations.toml"
 REPORT = REPOSITORY / "docs" / "mutations.md"
 # What the tests need of the work tree; the kernels lie in vllm/.
-TREE_PARTS = ("vllm", "tests", "pyproject.toml")
+TREE_PARTS = ("vllm", "tests", "examples", "pyproject.toml")
 SECONDS_PER_TEST = 600
 
 
