@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computes the memory of EXAONE-4.5-33B from its released dimensions.
+
+    python scripts/memory.py
+
+prints the computed tables of docs/serving.md. Nothing is measured here. Plain Python, so that it
+runs without the engine; `ci/engine/test_serving_page.py` compares the counts with transformers'
+model, and `ci/tests/test_memory.py` the tables with the page.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+VOCAB, HIDDEN, MLP, LAYERS = 153600, 5120, 27392, 64
+HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128
+FULL_LAYERS, WINDOW = 16, 4096
+VISION_DEPTH, VISION_HIDDEN, VISION_MLP = 28, 2048, 5120
+VISION_HEADS, VISION_KV_HEADS, VISION_HEAD_DIM = 32, 8, 64
+PATCH = 3 * 2 * 14 * 14
+MERGED = 4 * VISION_HIDDEN
+
+GIB = 2**30
+BF16 = 16.0
+FP8 = 8.0
+INT4 = 4 + 16 / 128
+"""Bits a weight: 4, and one bf16 scale for 128 of them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Parameters of one decoder layer."""
+
+    attention: int = HEAD_DIM * HIDDEN * (2 * HEADS + 2 * KV_HEADS)
+    mlp: int = 3 * HIDDEN * MLP
+    norms: int = 2 * HIDDEN + 2 * HEAD_DIM
+
+    @property
+    def total(self) -> int:
+        return self.attention + self.mlp + self.norms
+
+
+LAYER = Layer()
+EMBEDDINGS = 2 * VOCAB * HIDDEN
+"""Embedding and lm_head, which are not tied."""
+TEXT = EMBEDDINGS + LAYERS * LAYER.total + HIDDEN
+MTP_FC = 2 * HIDDEN * HIDDEN
+MTP = MTP_FC + LAYER.total + 3 * HIDDEN
+
+
+def count_vision() -> int:
+    qkv = (VISION_HEADS + 2 * VISION_KV_HEADS) * VISION_HEAD_DIM
+    block = (
+        2 * VISION_HIDDEN
+        + (VISION_HIDDEN + 1) * qkv
+        + (VISION_HIDDEN + 1) * VISION_HIDDEN
+        + 2 * (VISION_HIDDEN + 1) * VISION_MLP
+        + (VISION_MLP + 1) * VISION_HIDDEN
+    )
+    merger = VISION_HIDDEN + (MERGED + 1) * MERGED + (MERGED + 1) * HIDDEN
+    return VISION_HIDDEN * PATCH + VISION_DEPTH * block + merger
+
+
+VISION = count_vision()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Bits of a weight; what is not named is bf16."""
+
+    name: str
+    attention: float = BF16
+    mlp: float = BF16
+
+    def layer_bits(self) -> float:
+        quantized = LAYER.attention * self.attention + LAYER.mlp * self.mlp
+        return quantized + LAYER.norms * BF16
+
+    def text(self) -> float:
+        """Bytes of the language model."""
+        rest = (EMBEDDINGS + HIDDEN) * BF16
+        return (LAYERS * self.layer_bits() + rest) / 8
+
+    def mtp(self) -> float:
+        """Bytes of the draft layer, its `fc` in bf16."""
+        return (self.layer_bits() + (MTP_FC + 3 * HIDDEN) * BF16) / 8
+
+
+VISION_BYTES = VISION * BF16 / 8
+VARIANTS = (
+    Variant("bf16"),
+    Variant("FP8, MLPs only", mlp=FP8),
+    Variant("FP8, all layers' projections", attention=FP8, mlp=FP8),
+    Variant("int4, groups of 128, all layers' projections", attention=INT4, mlp=INT4),
+)
+
+
+def kv_bytes(tokens: int, in_flight: int = 8192, draft: bool = False, bits: float = BF16) -> float:
+    """KV cache that one request of `tokens` tokens takes at most.
+
+    Args:
+        in_flight: tokens of a request that are computed in one step, beyond the window.
+        draft: with the draft layer in blocks of its own, one for 64 of the target's.
+    """
+    of_layer = 2 * KV_HEADS * HEAD_DIM * bits / 8
+    sliding = min(tokens, WINDOW + in_flight)
+    held = FULL_LAYERS * tokens + (LAYERS - FULL_LAYERS) * sliding
+    return held * of_layer * (65 / 64 if draft else 1)
+
+
+def weight_table() -> str:
+    lines = [
+        "| weights, computed | GiB | with the draft layer | text only |",
+        "| --- | --- | --- | --- |",
+    ]
+    for variant in VARIANTS:
+        text, mtp = variant.text(), variant.mtp()
+        cells = (text + VISION_BYTES, text + VISION_BYTES + mtp, text)
+        lines.append(f"| {variant.name} | " + " | ".join(f"{c / GIB:.1f}" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def kv_table() -> str:
+    lines = [
+        "| tokens of one request | bf16 | with the draft layer | fp8 with the draft layer |",
+        "| --- | --- | --- | --- |",
+    ]
+    for tokens in (4096, 8192, 32768, 131072, 262144):
+        cells = (
+            kv_bytes(tokens),
+            kv_bytes(tokens, draft=True),
+            kv_bytes(tokens, draft=True, bits=FP8),
+        )
+        lines.append(f"| {tokens} | " + " | ".join(f"{c / GIB:.2f}" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    print(weight_table(), kv_table(), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
