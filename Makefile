@@ -38,7 +38,7 @@ DEV_MADE = $(call stamp,$(DEV),$(ROOT)/ci/locks/dev.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help doctor fetch apply unapply status export check build demo test test-tool test-model \
-  test-each capabilities evaluate train mutate locks clean distclean
+  capabilities test-each evaluate train mutate locks clean distclean
 
 help:  ## print this list
 	@echo "make TARGET [VARIABLE=value]"; echo
