@@ -8,7 +8,11 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +146,29 @@ def test_each_runs_on_the_tree_after_its_patch(toy: Toy, capfd: pytest.CaptureFi
     assert not list(toy.paths.state.glob("each/*"))
     assert len(git(toy.paths.tree, "worktree", "list").splitlines()) == 1
     assert git(toy.paths.tree, "status", "--porcelain") == ""
+
+
+def test_worktrees_come_and_go_one_at_a_time(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, calls = threading.Lock(), []
+
+    def alone(run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(repo: Path, *args: Any) -> Any:
+            if args[0] != "worktree":
+                return run(repo, *args)
+            assert busy.acquire(blocking=False), "git worktree twice at a time"
+            calls.append(args[1])
+            try:
+                time.sleep(0.1)
+                return run(repo, *args)
+            finally:
+                busy.release()
+
+        return wrapper
+
+    for name in ("git", "attempt"):
+        monkeypatch.setattr(stages, name, alone(getattr(stages, name)))
+    toy.run("test-each")
+    assert sorted(calls) == ["add"] * 2 + ["prune"] * 4
 
 
 def test_each_links_the_kernels(toy: Toy) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,8 @@ class Runner:
     def __init__(self, paths: Paths, plan: Plan, command: str, jobs: int, *, quiet: bool) -> None:
         self.paths = paths
         self.jobs = jobs
+        # `git worktree prune` removes what an `add` beside it has only begun.
+        self._worktrees = threading.Lock()
         self.logs = paths.state / "logs" / command
         self.out = sys.stderr if quiet else sys.stdout
         given = {name: self._fill(value) for name, value in plan.environment.items()}
@@ -261,8 +264,9 @@ class Runner:
     def _worktree(self, name: str, commit: str) -> Iterator[Path]:
         """The tree of a commit, with the version and the kernels of the built one."""
         tree, folder = self.paths.tree, self.paths.state / "each" / name
-        self._remove(folder)
-        git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
+        with self._worktrees:
+            self._remove(folder)
+            git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
         try:
             shutil.copyfile(tree / "vllm/_version.py", folder / "vllm/_version.py")
             links = {
@@ -273,7 +277,8 @@ class Runner:
             build.link(folder, links, self.paths.kernels)
             yield folder
         finally:
-            self._remove(folder)
+            with self._worktrees:
+                self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
