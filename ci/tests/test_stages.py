@@ -123,8 +123,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
             }
         )
     (one.paths.tree / "vllm/_version.py").write_text("version = '1'\n")
-    stock = tmp_path / "stock.py"
-    stock.write_text(STOCK)
+    models, drafts = tmp_path / "stock.py", tmp_path / "stock_drafts.py"
+    models.write_text(STOCK)
+    drafts.write_text(f"import vllm.first\n{STOCK}")
+    stock = {"stock models": (models, ""), "stock drafts": (drafts, "first")}
     monkeypatch.setattr(stages, "STOCK", stock)
     kernel = one.paths.kernels / "key/_C_AVX2.abi3.so"
     kernel.parent.mkdir(parents=True)
@@ -185,7 +187,7 @@ def test_model_runs_each_stage_in_a_process(toy: Toy, capfd: pytest.CaptureFixtu
     assert error.what == "failed: first, second"
     out = capfd.readouterr().out
     assert len({line for line in out.splitlines() if line.startswith("PID")}) == 2
-    rows = [line.split() for line in out.splitlines()[-4:]]
+    rows = [line.split() for line in out.splitlines()[-5:]]
     assert [(row[0], row[-6:-2]) for row in rows[:2]] == [
         (name, ["ok", "0", "1", "0"]) for name in NAMES
     ]
@@ -219,14 +221,39 @@ def test_model_compares_stock_models(toy: Toy, capfd: pytest.CaptureFixture[str]
     passing = "def test_it():\n    pass\n"
     toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
     toy.run("test-model")
-    assert capfd.readouterr().out.splitlines()[-1].split()[3:7] == ["ok", "2", "0", "0"]
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()[-2:]]
+    assert [(row[1], *row[3:7]) for row in rows] == [
+        ("models", "ok", "2", "0", "0"),
+        ("drafts", "ok", "2", "0", "0"),
+    ]
     toy.amend({"vllm/__init__.py": "PLANTED = True\n"})
-    assert toy.fails("test-model").what == "failed: stock models"
+    assert toy.fails("test-model").what == "failed: stock models, stock drafts"
     out = capfd.readouterr().out
-    assert "Other: DIFFERENT TOKENS" in out and "Same: same tokens" in out
-    stages.STOCK.write_text("raise SystemExit(1)\n")
-    assert toy.fails("test-model").what == "failed: stock models"
-    assert "failed without the series" in capfd.readouterr().out
+    assert out.count("Other: DIFFERENT") == out.count("Same: same") == 2
+    for script, _ in stages.STOCK.values():
+        script.write_text("raise SystemExit(1)\n")
+    assert toy.fails("test-model").what == "failed: stock models, stock drafts"
+    assert "stock_drafts.py failed without the series" in capfd.readouterr().out
+    assert not list(toy.paths.state.glob("each/*"))
+
+
+def test_stock_drafts_need_one_patch_of_the_series(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    passing = "def test_it():\n    pass\n"
+    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
+    script = stages.STOCK["stock drafts"][0]
+    # Of the series the tree without it has the patch only.
+    only = "import importlib.util as u\nassert u.find_spec('vllm.first')\n"
+    only += "if 'without' in sys.argv[2]: assert not u.find_spec('vllm.second')\n"
+    script.write_text(STOCK.replace("import vllm\n", f"import vllm\n{only}"))
+    toy.run("test-model")
+    # A series that has dropped it.
+    monkeypatch.setitem(stages.STOCK, "stock drafts", (script, "dropped"))
+    assert toy.fails("test-model").what == "failed: stock drafts"
+    assert "stock_drafts.py failed without the series" in capfd.readouterr().out
+    script.write_text(STOCK)
+    toy.run("test-model")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,12 @@ from .git import attempt, git
 from .state import locked
 
 FILE = ROOT / "ci" / "stages.toml"
-STOCK = ROOT / "ci" / "stock.py"
+# Each compares stock models without and with the series. The patch goes into both trees: vLLM
+# 0.19.1 cannot draft on a CPU.
+STOCK = {
+    "stock models": (ROOT / "ci" / "stock.py", ""),
+    "stock drafts": (ROOT / "ci" / "stock_drafts.py", "run-speculative-decoding-on-the-cpu"),
+}
 NO_IMPORT = 97
 # Each has an engine or two in its memory.
 MOST_JOBS = 4
@@ -145,7 +150,10 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
             chosen = [plan.patches[n] for n in names if args.patch in ("", n)]
             if not args.patch:
                 chosen += [stage for stage in (plan.stock, plan.repository) if stage.tests]
-            results = runner.model(chosen, stock=not args.patch)
+            # A base that does without the patch needs nothing in its place.
+            needed = dict(zip(names, commits, strict=True))
+            stock = {n: (script, needed.get(patch)) for n, (script, patch) in STOCK.items()}
+            results = runner.model(chosen, stock if not args.patch else {})
         else:
             after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
             results = runner.each([(plan.patches[n], commit) for n, commit in after])
@@ -189,7 +197,9 @@ class Runner:
                 hint="its output is above; [prepare] of ci/stages.toml names it",
             )
 
-    def model(self, stages: list[Stage], *, stock: bool) -> list[Result]:
+    def model(
+        self, stages: list[Stage], stock: Mapping[str, tuple[Path, str | None]]
+    ) -> list[Result]:
         """Every stage in the work tree itself; a test that several name is run for the first."""
         known: set[str] = set()
         runs = []
@@ -200,7 +210,8 @@ class Runner:
                 runs.append(dataclasses.replace(stage, tests=tests))
         tree = self.paths.tree
         work = [functools.partial(self._stage, one, tree, "HEAD") for one in runs]
-        return self._all([*work, self.stock] if stock else [*work])
+        compared = [functools.partial(self.stock, n, *arguments) for n, arguments in stock.items()]
+        return self._all([*work, *compared])
 
     def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
         """Every stage on the tree after its patch, in a git worktree of its own."""
@@ -218,22 +229,27 @@ class Runner:
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(lambda run: run(), runs))
 
-    def stock(self) -> Result:
-        """ci/stock.py without and with the series; both must give the same tokens."""
+    def stock(self, label: str, script: Path, needed: str | None) -> Result:
+        """A script without and with the series; both must give the same answers.
+
+        The tree without the series has the commit `needed` all the same.
+        """
         start = time.monotonic()
         head = git(self.paths.tree, "rev-parse", "--short=12", "HEAD^{tree}")
-        result, answers = Result("stock models", head), []
-        folder = self.paths.state / "stock"
+        result, answers = Result(label, head), []
+        folder = self.paths.state / label.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with self._worktree("stock-models", "base") as plain:
+        with self._worktree(folder.name, "base") as plain:
+            if needed:
+                git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
                 answer, log = folder / f"{name}.json", folder / f"{name}.log"
                 with log.open("w") as lines:
                     done = subprocess.run(
                         [
                             str(environments.python(self.paths)),
-                            str(STOCK),
+                            str(script),
                             str(folder),
                             str(answer),
                         ],
@@ -243,7 +259,7 @@ class Runner:
                         check=False,
                     )
                 if done.returncode:
-                    print(f"{STOCK.name} failed {name} the series: {log}", file=self.out)
+                    print(f"{script.name} failed {name} the series: {log}", file=self.out)
                     result.failed += 1
                     break
                 answers.append(json.loads(answer.read_text(encoding="utf-8")))
@@ -251,7 +267,7 @@ class Runner:
         if result.imports:
             for model, expected in answers[0].items():
                 same = answers[1].get(model) == expected
-                print(f"{model}: {'same tokens' if same else 'DIFFERENT TOKENS'}", file=self.out)
+                print(f"{model}: {'same' if same else f'DIFFERENT, see {folder}'}", file=self.out)
                 result.passed += same
                 result.failed += not same
         result.seconds = time.monotonic() - start
