@@ -38,7 +38,7 @@ DEV_MADE = $(call stamp,$(DEV),$(ROOT)/ci/locks/dev.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help doctor fetch apply unapply status export check build demo test test-tool test-model \
-  capabilities test-each evaluate train mutate locks clean distclean
+  capabilities test-each evaluate lossless train mutate locks clean distclean
 
 help:  ## print this list
 	@echo "make TARGET [VARIABLE=value]"; echo
@@ -97,6 +97,10 @@ test-each: build  ## run each patch's own tests on the tree after that patch
 
 evaluate: build  ## held-out accuracy and draft acceptance of the tiny checkpoint (3 minutes)
 	@cd '$(ROOT)/scripts' && '$(abspath $(ENV))/bin/python' -m tiny.evaluate \
+	  --tree '$(abspath $(BUILD_DIR))/$(BASE)/vllm'
+
+lossless: build  ## the tiny checkpoint with drafts and each option, against without (15 minutes)
+	@cd '$(ROOT)/scripts' && '$(abspath $(ENV))/bin/python' -m tiny.lossless \
 	  --tree '$(abspath $(BUILD_DIR))/$(BASE)/vllm'
 
 train: build  ## train the tiny checkpoint from nothing (15 minutes on an H100)

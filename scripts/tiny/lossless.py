@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same answers with the draft layer as without, beside everything that runs on a CPU.
+
+    python -m tiny.lossless --tree TREE [--out OUT.json]    (PYTHONPATH=scripts; `make lossless`)
+
+Every held-out question is asked once without drafts and once with, in a process for each
+combination below; the tokens have to be equal, prompt included. Float32, greedy.
+
+Exit status: 0 if all are, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import evaluate, task
+
+NUM_DRAFTS = 3
+# Whatever an answer may be made of.
+REGEX = r"[a-z0-9, ]{1,60}"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Options of the engine; what is compared with is the run without drafts called `plain`."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    drafts: dict[str, Any] = field(default_factory=dict)
+    plain: str = "plain"
+    rounds: int = 1
+    structured: bool = False
+    adapter: bool = False
+
+
+ADAPTER = {"enable_lora": True, "enable_tower_connector_lora": True, "max_lora_rank": 8}
+# Without drafts.
+PLAIN = {
+    "plain": Combination(),
+    "plain, structured": Combination(structured=True),
+    "plain, adapter": Combination(ADAPTER, adapter=True),
+}
+COMBINATIONS = {
+    "drafts": Combination(),
+    "one draft": Combination(drafts={"num_speculative_tokens": 1}),
+    # Chunks split images; the second round begins with cached prefixes.
+    "chunked prefill, prefix caching": Combination({"max_num_batched_tokens": 64}, rounds=2),
+    "synchronous scheduling": Combination({"async_scheduling": False}),
+    "structured output": Combination(plain="plain, structured", structured=True),
+    "adapter": Combination(ADAPTER, plain="plain, adapter", adapter=True),
+    "two tensor parallel ranks": Combination({"tensor_parallel_size": 2}),
+    "the same, local argmax": Combination(
+        {"tensor_parallel_size": 2}, {"use_local_argmax_reduction": True}
+    ),
+    "two pipeline stages": Combination({"pipeline_parallel_size": 2}),
+}
+
+
+def write_adapter(folder: Path) -> None:
+    """Random A and B for language model, encoder and merger: not a good adapter, but one."""
+    from tests.models.multimodal.generation import test_exaone4_5_lora as adapters
+
+    from .reference import Reference
+
+    model = Reference(evaluate.FOLDER).model
+    tensors: dict[str, Any] = {}
+    for part in ("language", "tower", "connector"):
+        tensors |= adapters.make_adapter(model, part)
+    adapters.write_adapter(folder, tensors)
+
+
+def run(name: str, number: int, folder: Path) -> None:
+    """One combination in this process; its tokens go to a file of `folder`."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import StructuredOutputsParams
+
+    combination = (PLAIN | COMBINATIONS)[name]
+    options = dict(combination.options)
+    if name in COMBINATIONS:
+        drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS, **combination.drafts}
+        options |= {"speculative_config": drafts, "disable_log_stats": False}
+    if "tensor_parallel_size" in options or "pipeline_parallel_size" in options:
+        options["distributed_executor_backend"] = "mp"
+    lora = None
+    if combination.adapter:
+        lora = LoRARequest("random", 1, str(folder / "adapter"))
+    questions = [task.get_question("held-out", i) for i in range(number)]
+    llm = evaluate.make_engine(evaluate.FOLDER, **options)
+    tokenizer = llm.get_tokenizer()
+    limits = StructuredOutputsParams(regex=REGEX) if combination.structured else None
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=len(tokenizer.encode(question.completion)) + 1 + evaluate.EXTRA,
+            structured_outputs=limits,
+        )
+        for question in questions
+    ]
+    requests = [evaluate.to_request(question) for question in questions]
+    started = time.perf_counter()
+    rounds = []
+    for _ in range(combination.rounds):
+        outputs = llm.generate(requests, params, use_tqdm=False, lora_request=lora)
+        rounds.append([[out.prompt_token_ids, list(out.outputs[0].token_ids)] for out in outputs])
+    result: dict[str, Any] = {"rounds": rounds, "seconds": time.perf_counter() - started}
+    if name in COMBINATIONS:
+        metrics = {metric.name: metric for metric in llm.get_metrics()}
+        result["drafts"] = metrics["vllm:spec_decode_num_drafts"].value
+        result["accepted"] = metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    (folder / f"{name}.json").write_text(json.dumps(result))
+    llm.llm_engine.engine_core.shutdown()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
+    parser.add_argument("--number", type=int, default=550, help="of questions")
+    parser.add_argument("--out", type=Path, help="JSON with the outcome")
+    parser.add_argument("--run", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    evaluate.prepare_environment()
+    # The drafts' Triton kernels run in Triton's interpreter.
+    os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    sys.path.insert(0, str(args.tree))
+    if args.run:
+        run(args.run[0], args.number, Path(args.run[1]))
+        return 0
+
+    paths = [str(args.tree.resolve()), str(Path(__file__).resolve().parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="lossless-") as name:
+        folder = Path(name)
+        write_adapter(folder / "adapter")
+
+        def ask(combination: str) -> dict[str, Any]:
+            command = [sys.executable, "-m", "tiny.lossless", "--tree", str(args.tree.resolve())]
+            command += ["--number", str(args.number), "--run", combination, str(folder)]
+            log = folder / "log"
+            with log.open("w") as lines:
+                done = subprocess.run(
+                    command, env=environment, stdout=lines, stderr=lines, check=False
+                )
+            if done.returncode:
+                print(log.read_text()[-4000:], file=sys.stderr)
+                raise SystemExit(f"error: {combination!r} ended with {done.returncode}; see above")
+            outcome: dict[str, Any] = json.loads((folder / f"{combination}.json").read_text())
+            return outcome
+
+        answers = {plain: ask(plain)["rounds"][0] for plain in PLAIN}
+        for combination, its in COMBINATIONS.items():
+            outcome = ask(combination)
+            expected = answers[its.plain]
+            different = [
+                i
+                for answer in outcome["rounds"]
+                for i, (ours, theirs) in enumerate(zip(answer, expected, strict=True))
+                if ours != theirs
+            ]
+            rates = [round(count / outcome["drafts"], 3) for count in outcome["accepted"]]
+            rows[combination] = {
+                "answers": sum(map(len, outcome["rounds"])),
+                "different": sorted(set(different)),
+                "accepted": rates,
+            }
+            print(
+                f"{combination:34} {rows[combination]['answers']:5} answers, "
+                f"{len(different)} different; accepted {rates}",
+                flush=True,
+            )
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=2) + "\n")
+    return 1 if any(row["different"] for row in rows.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
