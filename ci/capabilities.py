@@ -82,6 +82,8 @@ def read_report(path: Path) -> dict[str, bool]:
         for case in cases:
             # Module and classes: tests.a.test_b or tests.a.test_b.TestC.
             parts = case.attrib["classname"].split(".")
+            if parts == [""]:
+                continue  # A test of this repository, outside of the tree.
             depth = next(i for i, part in enumerate(parts, 1) if part.startswith("test_"))
             node = "::".join(["/".join(parts[:depth]) + ".py", *parts[depth:], case.attrib["name"]])
             bad = any(case.find(tag) is not None for tag in ("failure", "error", "skipped"))

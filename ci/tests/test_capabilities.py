@@ -157,6 +157,13 @@ def test_bad_lists(toy: Toy, text: str, message: str) -> None:
     assert status == 2 and message in error
 
 
+def test_tests_outside_of_the_tree_are_no_capabilities(toy: Toy) -> None:
+    assert toy.run() == (0, "")
+    page = toy.out.read_text()
+    toy.write_report("v1", [*CASES, ("", "test_engine_answers", "")])
+    assert toy.run() == (0, "") and toy.out.read_text() == page
+
+
 def test_no_report(toy: Toy) -> None:
     status, error = toy.run(bases=("v3",))
     assert status == 2 and "run make test-model" in error
