@@ -130,6 +130,8 @@ def main() -> int:
     evaluate.prepare_environment()
     # The drafts' Triton kernels run in Triton's interpreter.
     os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Two ranks of two threads would wait for each other on two processors.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(args.tree))
     if args.run:
         run(args.run[0], args.number, Path(args.run[1]))
