@@ -5,7 +5,8 @@ Runs in the built environment: `python ci/mutate.py --tree TREE`. The work tree 
 the errors go into a copy of it. `ci/mutations.toml` says what is planted, where and which test
 has to fail; the outcome is written to `docs/mutations.md`. Every named test is run first without
 an error, since a test that fails anyway notices nothing. `make mutate` runs it. Outcomes are kept
-beside the work tree; a run that was cut off goes on, as long as neither table nor tree changed.
+beside the work tree, each for as long as its entry, the file that it changes and the file with its
+test stay as they were: a run that was cut off goes on, and `--fresh` begins again.
 
 Exit status: 0 if every error was noticed, 1 if not, 2 if the table does not fit the tree.
 """
@@ -185,19 +186,14 @@ def write_report(outcomes: list[Outcome], path: Path) -> None:
 
 
 class Record:
-    """What each mutation gave on one state of the tree, one JSON object a line.
+    """What each mutation gave, one JSON object a line.
 
-    A mutation is known by its own content and that of all Python files of the tree.
+    A mutation is known by its own content, that of the file it changes, and that of its test's.
     """
 
     def __init__(self, path: Path, tree: Path) -> None:
         self.path = path
-        digest = hashlib.sha256()
-        for part in ("vllm", "tests"):
-            for file in sorted((tree / part).rglob("*.py")):
-                digest.update(file.relative_to(tree).as_posix().encode() + b"\0")
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-        self.tree = digest.hexdigest()
+        self.tree = tree
         lines = path.read_text().splitlines() if path.exists() else []
         self.entries: dict[str, dict[str, float | bool]] = {}
         for line in lines:
@@ -205,7 +201,9 @@ class Record:
             self.entries[entry.pop("key")] = entry
 
     def key(self, mutation: Mutation) -> str:
-        return hashlib.sha256(repr((self.tree, astuple(mutation))).encode()).hexdigest()
+        files = (mutation.file, mutation.test.partition("::")[0])
+        contents = [(self.tree / file).read_text() for file in files]
+        return hashlib.sha256(repr((astuple(mutation), contents)).encode()).hexdigest()
 
     def get(self, mutation: Mutation) -> Outcome | None:
         entry = self.entries.get(self.key(mutation))
@@ -263,6 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these; writes no report")
+    parser.add_argument("--fresh", action="store_true", help="forget what is on record")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at a time")
     args = parser.parse_args()
     try:
@@ -273,7 +272,10 @@ def main() -> int:
                 raise TableError(f"{TABLE.name} has no {', '.join(sorted(unknown))}")
             mutations = [mutation for mutation in mutations if mutation.name in args.only]
         check_table(mutations, args.tree)
-        record = Record(args.tree.resolve().parent / "mutations.jsonl", args.tree)
+        kept = args.tree.resolve().parent / "mutations.jsonl"
+        if args.fresh:
+            kept.unlink(missing_ok=True)
+        record = Record(kept, args.tree)
         outcomes = try_mutations(mutations, args.tree, args.jobs, record)
     except TableError as error:
         print(f"error: {error}; mend {TABLE.name} or the tree", file=sys.stderr)

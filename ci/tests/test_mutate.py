@@ -93,9 +93,18 @@ def test_rerun_goes_on_where_it_was(project: Project) -> None:
     # What was not on record is tried, and only that.
     assert project.run(NOTICED + UNNOTICED) == 1
     assert project.count_runs() == runs + 2
+    runs += 2
+    assert project.run(NOTICED + UNNOTICED, "--fresh") == 1
+    runs += 3
+    assert project.count_runs() == runs
     project.source.write_text("def double(x):\n    y = 2 * x\n    return y\n")
     assert project.run(NOTICED + UNNOTICED) == 1
-    assert project.count_runs() == runs + 2 + 3
+    runs += 3
+    assert project.count_runs() == runs
+    test = project.tree / "tests" / "test_double.py"
+    test.write_text(test.read_text() + "\n")
+    assert project.run(NOTICED + UNNOTICED) == 1
+    assert project.count_runs() == runs + 3
 
 
 def test_selection_writes_no_report(project: Project) -> None:
