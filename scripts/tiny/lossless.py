@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def main() -> int:
         def ask(combination: str) -> dict[str, Any]:
             command = [sys.executable, "-m", "tiny.lossless", "--tree", str(args.tree.resolve())]
             command += ["--number", str(args.number), "--run", combination, str(folder)]
-            log = folder / "log"
+            log = folder / f"{combination}.log"
             with log.open("w") as lines:
                 done = subprocess.run(
                     command, env=environment, stdout=lines, stderr=lines, check=False
@@ -158,10 +159,12 @@ def main() -> int:
             outcome: dict[str, Any] = json.loads((folder / f"{combination}.json").read_text())
             return outcome
 
-        answers = {plain: ask(plain)["rounds"][0] for plain in PLAIN}
+        # Those without drafts come first: the others are compared with them.
+        pool = ThreadPoolExecutor(os.cpu_count())
+        runs = {name: pool.submit(ask, name) for name in [*PLAIN, *COMBINATIONS]}
         for combination, its in COMBINATIONS.items():
-            outcome = ask(combination)
-            expected = answers[its.plain]
+            outcome = runs[combination].result()
+            expected = runs[its.plain].result()["rounds"][0]
             different = [
                 i
                 for answer in outcome["rounds"]
