@@ -28,7 +28,7 @@ SERIES = $(TOOLS)/bin/python -m series
 # Works without any environment, so also where one cannot be made.
 BARE = $(PYTHON) -m series
 
-CAPABILITIES = $(TOOLS)/bin/python '$(ROOT)/ci/capabilities.py' --build-dir '$(BUILD_DIR)'
+CAPABILITIES = $(TOOLS)/bin/python -m proof.capabilities --build-dir '$(BUILD_DIR)'
 
 # A stamp is named after what it was made from, so that an unchanged one costs nothing.
 stamp = $(1)/.made-$(shell cat $(2) 2>/dev/null | cksum | cut -d' ' -f1)-$(notdir $(PYTHON))
@@ -45,7 +45,7 @@ help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' '$(firstword $(MAKEFILE_LIST))' \
 	  | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           MODEL PYTHON JOBS (see docs/workflow.md#variables)"
+	@echo "           MODEL PYTHON JOBS (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and the command that mends it
 	@command -v '$(PYTHON)' >/dev/null || \
@@ -74,7 +74,7 @@ build: apply  ## make the environment and the kernels
 	@$(SERIES) build $(COMMON) $(FETCH) $(BUILD)
 
 demo: build  ## from nothing to an answer about a picture
-	@$(ENV)/bin/python '$(ROOT)/scripts/demo.py' --tree '$(BUILD_DIR)/$(BASE)/vllm' \
+	@$(ENV)/bin/python -m tiny.demo --tree '$(BUILD_DIR)/$(BASE)/vllm' \
 	  --folder '$(BUILD_DIR)/demo' $(if $(MODEL),--model '$(MODEL)')
 
 test: test-tool test-model  ## test-tool and test-model
@@ -83,7 +83,7 @@ test-tool: $(DEV_MADE)  ## tests, lint and types of the tool itself
 	@cd '$(ROOT)' && '$(abspath $(DEV))/bin/ruff' check scripts ci
 	@cd '$(ROOT)' && '$(abspath $(DEV))/bin/ruff' format --check scripts ci
 	@cd '$(ROOT)' && '$(abspath $(DEV))/bin/mypy'
-	@cd '$(ROOT)' && '$(abspath $(DEV))/bin/python' -m pytest -q ci/tests
+	@cd '$(ROOT)' && '$(abspath $(DEV))/bin/python' -m pytest -q ci/tests/tool
 
 test-model: build  ## run the tests of the series in the work tree
 	@$(SERIES) test-model $(COMMON)
@@ -108,7 +108,7 @@ train: build  ## train the tiny checkpoint from nothing (15 minutes on an H100)
 	  --tree '$(abspath $(BUILD_DIR))/$(BASE)/vllm' --out '$(abspath $(BUILD_DIR))/tiny'
 
 mutate: build  ## plant errors in the model; a named test must notice each (an hour)
-	@$(ENV)/bin/python '$(ROOT)/ci/mutate.py' --tree '$(BUILD_DIR)/$(BASE)/vllm'
+	@$(ENV)/bin/python -m proof.mutants --tree '$(BUILD_DIR)/$(BASE)/vllm'
 
 locks: $(DEV_MADE)  ## renew ci/locks/tools.txt and dev.txt from their .in files
 	@cd '$(ROOT)' && for name in tools dev; do \

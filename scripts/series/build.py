@@ -9,9 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import cuda, kernels
+from . import cuda, engine, kernels
 from . import env as environments
-from .config import Base, Paths
+from .command import Command
+from .config import Paths
 from .errors import Exit, SeriesError
 from .git import git
 from .state import locked, make_build_folder
@@ -40,7 +41,7 @@ for name in sys.argv[1:]:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `build`."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
@@ -52,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
 
 
-def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
+def run(command: Command) -> Exit:
     """Bring environment, kernels and installation up to date; say so if they were."""
+    base, paths, args = command.base, command.paths, command.args
     steps = Steps(paths.state / "logs", quiet=args.json)
     if args.jobs < 0:
         raise SeriesError(Exit.USAGE, f"JOBS={args.jobs} is no number of jobs", hint="write JOBS=2")
@@ -101,7 +103,7 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
                     sources = Path(args.sources) if args.sources else None
                     files = cuda.precompiled(base, paths, steps, sources)
             changed |= installed.result()
-            changed |= link(paths.tree, files, paths.kernels)
+            changed |= kernels.link(paths.tree, files, paths.kernels)
         checked = environments.read_stamp(paths).get("checked")
         if changed or checked != [device, args.kernels]:
             steps.say("check: the kernels load")
@@ -110,30 +112,8 @@ def run(base: Base, paths: Paths, args: argparse.Namespace) -> None:
             steps.say(f"built in {time.monotonic() - start:.0f} s: {environments.python(paths)}")
         else:
             steps.say(f"nothing to do: {environments.python(paths)} is up to date")
-
-
-def link(tree: Path, files: dict[str, Path], cache: Path) -> bool:
-    """Make exactly `files` (path in the tree -> file in the cache) the kernels of a work tree.
-
-    Kernels of another device or an earlier build go; no other file of the tree is touched.
-    """
-    changed = False
-    for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0"):
-        path = tree / name
-        ours = path.is_symlink() and cache in path.readlink().parents
-        if name and name not in files and (ours or name.endswith(".so")):
-            path.unlink()
-            changed = True
-    for name, file in files.items():
-        path = tree / name
-        if path.is_symlink() and path.readlink() == file:
-            continue
-        if path.is_symlink() or path.exists():
-            path.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(file)
-        changed = True
-    return changed
+    command.report = {"changed": bool(changed), "python": str(environments.python(paths))}
+    return Exit.OK
 
 
 def check(paths: Paths, steps: Steps, device: str, files: dict[str, Path]) -> None:
@@ -151,7 +131,7 @@ def check(paths: Paths, steps: Steps, device: str, files: dict[str, Path]) -> No
     steps.run(
         "check",
         argv,
-        env={**environments.engine_environment(paths), "VLLM_LOGGING_LEVEL": "ERROR"},
+        env={**engine.environment(paths), "VLLM_LOGGING_LEVEL": "ERROR"},
         cwd=paths.state,
         hint="remove the environment's folder and run it again; if that does not help, report it",
     )

@@ -58,6 +58,16 @@ class Base:
     def lock_file(self) -> Path:
         return self.folder / "series.lock"
 
+    @property
+    def locks(self) -> Path:
+        """The hashed locks of the engine's packages."""
+        return self.folder / "locks"
+
+    @property
+    def tests_file(self) -> Path:
+        """The tests of each patch."""
+        return self.folder / "tests.toml"
+
     def patch(self, name: str) -> Path:
         return self.folder / f"{name}.patch"
 
@@ -93,7 +103,7 @@ class Base:
             raise SeriesError(
                 Exit.USAGE,
                 f"{file.relative_to(root)} cannot be read: {error!r}",
-                hint="compare it with docs/patch-format.md#base-toml",
+                hint="compare it with docs/maintain/patch-format.md#base-toml",
             ) from error
 
 
@@ -107,11 +117,6 @@ class Paths:
     @property
     def downloads(self) -> Path:
         return self.build / "downloads"
-
-    @property
-    def tools(self) -> Path:
-        """Virtual environment of this tool (uv among others), made by the Makefile."""
-        return self.build / "tools"
 
     @property
     def state(self) -> Path:

@@ -200,8 +200,8 @@ def check_parts(tree: Path) -> None:
         raise SeriesError(
             Exit.SOURCE,
             f"KERNELS=source needs parts that are out of reach: {'; '.join(lost.values())}",
-            hint="set the variables to local copies (docs/building.md#cuda-from-source), or use "
-            "KERNELS=precompiled",
+            hint="set the variables to local copies (docs/use/building.md#cuda-from-source), or "
+            "use KERNELS=precompiled",
         )
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from . import index
-from .config import ROOT, Base, Paths
+from .config import Base, Paths
 from .errors import Exit, SeriesError
 from .git import git
 from .state import digest, write_atomic
 from .steps import Steps
 
-LOCKS = ROOT / "ci" / "locks"
 PYTHONS = ((3, 10), (3, 13))
 # Files of vLLM that an editable install reads; everything else is picked up from the tree as it is.
 _METADATA = ("setup.py", "pyproject.toml", "requirements", "README.md", "vllm/envs.py")
@@ -129,7 +128,7 @@ def make(base: Base, paths: Paths, steps: Steps, device: str, wanted: str, torch
 
     `wanted` is the Python asked for ('' for any), `torch` an index with torch's CPU build, or ''.
     """
-    lock = LOCKS / ("cuda.txt" if device == "cuda" else "engine.txt")
+    lock = base.locks / ("cuda.txt" if device == "cuda" else "engine.txt")
     if not lock.is_file():
         raise SeriesError(Exit.BUILD, f"{lock} is missing", hint="restore it with git checkout")
     text = lock.read_text(encoding="utf-8")
@@ -235,20 +234,3 @@ def install_editable(paths: Paths, steps: Steps, version: str, extra: dict[str, 
     )
     write_stamp(paths, editable=want)
     return True
-
-
-def engine_environment(paths: Paths) -> dict[str, str]:
-    """The environment of a process that runs the engine: all its caches under the build folder."""
-    caches = paths.state / "cache"
-    return {
-        **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        "PATH": f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        "VLLM_CACHE_ROOT": str(caches / "vllm"),
-        "VLLM_CONFIG_ROOT": str(caches / "vllm-config"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TRITON_CACHE_DIR": str(caches / "triton"),
-        "NUMBA_CACHE_DIR": str(caches / "numba"),
-        "XDG_CACHE_HOME": str(caches / "xdg"),
-        "HF_HOME": os.environ.get("HF_HOME", str(caches / "huggingface")),
-    }

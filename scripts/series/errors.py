@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error type of the tool, and its documented exit codes (docs/workflow.md#exit-codes)."""
+"""The one error type of the tool, and its exit codes (docs/maintain/workflow.md#exit-codes)."""
 
 from __future__ import annotations
 

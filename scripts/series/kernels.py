@@ -117,7 +117,7 @@ def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs:
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "FETCHCONTENT_SOURCE_DIR_ONEDNN": str(CMAKE / "onednn"),
     }
-    hint = "see docs/building.md#when-the-compile-fails"
+    hint = "see docs/use/building.md#when-the-compile-fails"
     seconds = steps.run(
         "kernels-configure",
         [
@@ -171,3 +171,27 @@ def store(ready: Path, folder: Path) -> None:
         shutil.rmtree(staged)
         if not folder.is_dir():
             raise
+
+
+def link(tree: Path, files: dict[str, Path], cache: Path) -> bool:
+    """Make exactly `files` (path in the tree -> file in the cache) the kernels of a work tree.
+
+    Kernels of another device or an earlier build go; no other file of the tree is touched.
+    """
+    changed = False
+    for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0"):
+        path = tree / name
+        ours = path.is_symlink() and cache in path.readlink().parents
+        if name and name not in files and (ours or name.endswith(".so")):
+            path.unlink()
+            changed = True
+    for name, file in files.items():
+        path = tree / name
+        if path.is_symlink() and path.readlink() == file:
+            continue
+        if path.is_symlink() or path.exists():
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(file)
+        changed = True
+    return changed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules a patch and a series keep; each is explained in docs/patch-format.md#<rule>."""
+"""The rules a patch and a series keep, each explained in docs/maintain/patch-format.md#<rule>."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message} (docs/patch-format.md#{self.rule})"
+        return f"{self.where}: {self.message} (docs/maintain/patch-format.md#{self.rule})"
 
 
 @dataclasses.dataclass(frozen=True)

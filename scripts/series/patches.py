@@ -152,7 +152,7 @@ def index(root: Path) -> str:
         "# The patches",
         "",
         "Made by `make export`; do not edit. The format is described in"
-        " [patch-format.md](../docs/patch-format.md).",
+        " [patch-format.md](../docs/maintain/patch-format.md).",
     ]
     for file in sorted(root.glob("patches/*/base.toml")):
         base = Base.load(file.parent.name, root)

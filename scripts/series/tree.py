@@ -81,7 +81,7 @@ def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
             raise SeriesError(
                 Exit.PATCH,
                 f"{name}.patch does not apply ({reason})",
-                hint="see docs/workflow.md#a-patch-does-not-apply",
+                hint="see docs/maintain/workflow.md#a-patch-does-not-apply",
             )
     # Git accepts offsets without a word; only the exported bytes show them.
     for (name, data), again in zip(patches.items(), export_commits(repo), strict=True):
@@ -92,7 +92,7 @@ def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
                 Exit.PATCH,
                 f"{name}.patch applies only with an offset, or is not what export writes"
                 f" (line {line})",
-                hint="see docs/workflow.md#a-patch-does-not-apply",
+                hint="see docs/maintain/workflow.md#a-patch-does-not-apply",
             )
 
 
@@ -175,7 +175,7 @@ def refuse_edits(tree: Path, record: Record | None) -> None:
         raise SeriesError(
             Exit.DIRTY,
             f"{tree} holds {found}",
-            hint="commit and make export, or drop them: see docs/workflow.md#local-edits",
+            hint="commit and make export, or drop them: see docs/maintain/workflow.md#local-edits",
         )
 
 
@@ -369,7 +369,7 @@ def _refuse_lost_patches(
         raise SeriesError(
             Exit.DIRTY,
             f"{base.series_file} was changed since the last apply",
-            hint="restore it, or commit it and see docs/workflow.md#local-edits",
+            hint="restore it, or commit it and see docs/maintain/workflow.md#local-edits",
         )
     for name, data in known.items():
         if name not in record.patches and name not in fresh:

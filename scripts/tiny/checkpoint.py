@@ -19,7 +19,7 @@ import json
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent / "checkpoint"
+FOLDER = Path(__file__).resolve().parents[1] / "models" / "tiny"
 MANIFEST = "SHA256SUMS"
 # Written by hand or by `tiny.evaluate`, beside what `make` writes.
 DOCUMENTS = ("LICENSE", "README.md", "evaluation.json")

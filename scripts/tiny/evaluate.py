@@ -24,7 +24,7 @@ from typing import Any
 
 from . import task
 
-FOLDER = Path(__file__).resolve().parent / "checkpoint"
+FOLDER = Path(__file__).resolve().parents[1] / "models" / "tiny"
 # Tokens that are generated beyond the right answer: drafts reach past its end.
 EXTRA = 8
 MAX_DRAFTS = 3

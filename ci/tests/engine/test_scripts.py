@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts that run the engine, as a user calls them; `make test-model` runs this."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+# Stages run in the work tree.
+TREE = Path.cwd()
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(TREE)},
+    )
+
+
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("demo.py", "--tree", str(TREE), "--folder", str(folder), *arguments)
+
+
+def test_demo_answers_what_it_draws(tmp_path: Path) -> None:
+    done = run_demo(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    picture = tmp_path / "picture.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in done.stdout
+    assert "(right)" in done.stdout and "tokens equal: yes" in done.stdout
+    (drafts,) = [line for line in done.stdout.splitlines() if line.startswith("drafts")]
+    assert drafts.count(" of ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # A video; no such file.
+        (["--number", "7"], "take another --number"),
+        (["--model", "some/model", "--image", "absent.png"], "name one with --image"),
+    ],
+)
+def test_demo_without_a_picture(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run_demo(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_gpu_numerics_on_a_cpu(tmp_path: Path) -> None:
+    """Tower and logits of every case within 1e-5 of transformers, without a GPU in float32."""
+    out = tmp_path / "numerics.json"
+    done = run("gpu_numerics.py", "--tiny", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 8 and all(row["within"] for row in rows)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trained checkpoint through engine and transformers; `make test-model` runs this.
+
+In the engine's environment, with the patched tree and `scripts` on `sys.path`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+from tiny import checkpoint, evaluate, task  # noqa: E402
+from tiny.reference import Reference  # noqa: E402
+
+NUM_QUESTIONS = 550
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[task.Question]:
+    return [task.get_question("held-out", i) for i in range(NUM_QUESTIONS)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(checkpoint.FOLDER)
+
+
+@pytest.fixture(scope="module")
+def report(reference: Reference, questions: list[task.Question]) -> evaluate.Report:
+    answers = evaluate.ask(evaluate.make_engine(checkpoint.FOLDER), questions)
+    return evaluate.compare(reference, questions, answers)
+
+
+def test_engine_answers(report: evaluate.Report) -> None:
+    assert report.exact_match >= 0.99
+
+
+def test_engine_equals_transformers(report: evaluate.Report) -> None:
+    assert report.disagreements == []
+
+
+def test_drafts_are_realistic(report: evaluate.Report) -> None:
+    """The draft layer is right far more often than chance, and not always."""
+    for verified, accepted in report.acceptance.values():
+        rates = [count / verified for count in accepted]
+        assert rates[-1] > 0.3 and rates[0] < 1
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_following_equals_generating(reference: Reference, questions: list[task.Question]) -> None:
+    """`Reference.follow` chooses what transformers' own `generate` writes, and nothing else."""
+    for question in questions[:11]:
+        inputs = reference.prepare(question)
+        written = reference.generate(inputs, 6)
+        assert reference.follow(inputs, written, 1)[0] == written
+        other = [*written[:-1], written[-1] + 1]
+        assert reference.follow(inputs, other, 1)[0] != other
+
+
+@torch.inference_mode()
+def test_training_sees_what_transformers_sees(
+    reference: Reference, questions: list[task.Question]
+) -> None:
+    """Ids, pixels and states of a training batch against the processor's, question by question."""
+    from tokenizers import Tokenizer
+
+    from tiny.batches import IMAGE_MEAN, IMAGE_STD, make_tensors
+    from tiny.model import build
+    from tiny.train import Trainer
+
+    batch: dict[str, Any] = make_tensors(
+        questions[:22], Tokenizer.from_file(str(checkpoint.FOLDER / "tokenizer.json"))
+    )
+    target, draft = build(seed=0)
+    inputs = [reference.prepare(question) for question in questions[:22]]
+    lengths = [parts["input_ids"].shape[1] for parts in inputs]
+    for row, length, parts in zip(batch["input_ids"], lengths, inputs, strict=True):
+        assert row[:length].tolist() == parts["input_ids"][0].tolist()
+
+    # In a prompt with both, the video comes first.
+    names = ("pixel_values_videos", "pixel_values")
+    expected = torch.cat([parts[name] for parts in inputs for name in names if name in parts])
+    mean, std = (
+        torch.tensor(x).repeat_interleave(2 * 14 * 14) * 255 for x in (IMAGE_MEAN, IMAGE_STD)
+    )
+    torch.testing.assert_close((batch["pixels"].float() - mean) / std, expected)
+
+    states = [target.model(**parts).last_hidden_state[0] for parts in inputs]
+    hidden, _ = Trainer(target, draft, "cpu").forward(batch)
+    for row, length, state in zip(hidden, lengths, states, strict=True):
+        torch.testing.assert_close(row[:length], state, rtol=0, atol=2e-5)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each bad input: one clear line, its documented exit code, nothing touched."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Callable
+
+import pytest
+
+from conftest import MESSAGE, NAMES, REPO, Project, git, make_sdist
+from series.errors import Exit
+
+
+def plain(project: Project) -> None:
+    """No fault in the files; the command line is the fault."""
+
+
+def edited_file(project: Project) -> None:
+    (project.tree / "toy/model.py").write_text("mine\n")
+    project.series(*NAMES[:2])
+
+
+def new_file(project: Project) -> None:
+    (project.tree / "mine.py").write_text("mine\n")
+
+
+def new_commit(project: Project) -> None:
+    project.commit("Mine", {"mine.py": b"mine\n"})
+
+
+def unfinished_rebase(project: Project) -> None:
+    (project.tree / ".git/rebase-merge").mkdir()
+
+
+def other_commits(project: Project) -> None:
+    git(project.tree, "checkout", "-q", "--orphan", "other")
+    git(project.tree, "commit", "-q", "-m", MESSAGE.format(title="Not on the base"))
+
+
+def corrupted(project: Project) -> None:
+    data = project.patch(NAMES[1]).read_bytes()
+    project.patch(NAMES[1]).write_bytes(data[: data.index(b"+line_40") + 4])
+
+
+def emptied(project: Project) -> None:
+    project.patch(NAMES[1]).write_bytes(b"")
+
+
+def missing(project: Project) -> None:
+    project.patch(NAMES[1]).unlink()
+
+
+def no_series(project: Project) -> None:
+    (project.base / "series").unlink()
+
+
+def listed_twice(project: Project) -> None:
+    project.series(*NAMES, NAMES[0])
+
+
+def offset(project: Project) -> None:
+    project.edit(NAMES[1], "@@ -39,", "@@ -36,")
+
+
+def offset_by_a_dropped_patch(project: Project) -> None:
+    project.series(*NAMES[1:])
+
+
+def fuzz(project: Project) -> None:
+    project.edit(NAMES[1], " line_38 = 38\n", " line_38 = 'other'\n")
+
+
+def twin(project: Project) -> None:
+    project.patch("twin").write_bytes(project.patch(NAMES[0]).read_bytes())
+    project.series(*NAMES, "twin")
+
+
+def other_result(project: Project) -> None:
+    """A patch that is exact, but no longer the one that was locked."""
+    (project.tree / "toy/dos.txt").write_bytes(b"other\n")
+    git(project.tree, "commit", "-q", "-a", "--amend", "--no-edit")
+    project.ok("export")
+    git(project.root, "checkout", "-q", "patches/v1/series.lock")
+    project.ok("clean")
+
+
+def lock_of_another_series(project: Project) -> None:
+    lock = project.base / "series.lock"
+    lock.write_text(lock.read_text().replace("add-the-second", "add-the-zweite"))
+    project.ok("clean")
+
+
+def lock_of_another_base(project: Project) -> None:
+    lock = project.base / "series.lock"
+    lock.write_text(re.sub("base - .{6}", "base - 000000", lock.read_text()))
+    project.ok("clean")
+
+
+def broken_lock(project: Project) -> None:
+    (project.base / "series.lock").write_text("<<<<<<< ours\n")
+    project.ok("clean")
+
+
+def no_lock(project: Project) -> None:
+    (project.base / "series.lock").unlink()
+
+
+def other_pin(project: Project) -> None:
+    toml = project.base / "base.toml"
+    text = re.sub(r'(name = "toy-1.0.tar.gz"\nsha256 = ")......', r"\g<1>000000", toml.read_text())
+    toml.write_text(text)
+
+
+def broken_pin(project: Project) -> None:
+    toml = project.base / "base.toml"
+    toml.write_text(toml.read_text().replace("[archive]", "[archive"))
+
+
+def incomplete_pin(project: Project) -> None:
+    toml = project.base / "base.toml"
+    toml.write_text(toml.read_text().replace('tag = "v1.0"\n', ""))
+
+
+def other_commit_id(project: Project) -> None:
+    toml = project.base / "base.toml"
+    toml.write_text(re.sub('commit = "......', 'commit = "000000', toml.read_text()))
+
+
+def no_archive(project: Project) -> None:
+    (project.root / "build/downloads/toy-1.0.tar.gz").unlink()
+
+
+def edited_header(project: Project) -> None:
+    project.edit(NAMES[0], "[Model] Add the first", "[Model] Add the very first")
+
+
+def changed_series(project: Project) -> None:
+    project.series(NAMES[0], NAMES[2], NAMES[1])
+
+
+def edited_and_dropped(project: Project) -> None:
+    edited_header(project)
+    git(project.tree, "reset", "-q", "--hard", "base")
+
+
+def foreign_folder(project: Project) -> None:
+    (project.root / "build/CACHEDIR.TAG").unlink()
+
+
+FAULTS: list[tuple[Callable[[Project], None], str, Exit, str]] = [
+    (edited_file, "apply", Exit.DIRTY, "toy/model.py"),
+    (edited_file, "unapply", Exit.DIRTY, "toy/model.py"),
+    (edited_file, "clean", Exit.DIRTY, "toy/model.py"),
+    (edited_file, "export", Exit.DIRTY, "toy/model.py"),
+    (edited_file, "distclean", Exit.DIRTY, "toy/model.py"),
+    (new_file, "unapply", Exit.DIRTY, "mine.py"),
+    (new_file, "export", Exit.DIRTY, "mine.py"),
+    (new_commit, "unapply", Exit.DIRTY, "not exported"),
+    (new_commit, "clean", Exit.DIRTY, "not exported"),
+    (unfinished_rebase, "unapply", Exit.DIRTY, "rebase-merge"),
+    (unfinished_rebase, "export", Exit.DIRTY, "rebase-merge"),
+    (other_commits, "export", Exit.PATCH, "straight line"),
+    (corrupted, "apply", Exit.PATCH, "add-the-second.patch is corrupted"),
+    (corrupted, "check", Exit.PATCH, "add-the-second.patch is corrupted"),
+    (emptied, "apply", Exit.PATCH, "add-the-second.patch is corrupted"),
+    (missing, "apply", Exit.PATCH, "add-the-second.patch is missing"),
+    (missing, "check", Exit.FAILED, "1 rules"),
+    (no_series, "apply", Exit.PATCH, "series is missing"),
+    (no_series, "check", Exit.PATCH, "series is missing"),
+    (listed_twice, "apply", Exit.PATCH, "twice"),
+    (offset, "apply", Exit.PATCH, "add-the-second.patch applies only with an offset"),
+    (offset, "check", Exit.PATCH, "add-the-second.patch applies only with an offset"),
+    (offset_by_a_dropped_patch, "apply", Exit.PATCH, "add-the-second.patch applies only with"),
+    (fuzz, "apply", Exit.PATCH, "add-the-second.patch does not apply"),
+    (twin, "apply", Exit.PATCH, "twin.patch changes nothing"),
+    (other_result, "apply", Exit.LOCK, "the tree after add-dos-lines"),
+    (lock_of_another_series, "apply", Exit.LOCK, "lists other patches"),
+    (lock_of_another_base, "apply", Exit.LOCK, "the source's tree"),
+    (broken_lock, "apply", Exit.LOCK, "cannot be read"),
+    (no_lock, "check", Exit.LOCK, "is missing"),
+    (other_pin, "apply", Exit.SOURCE, "has sha256"),
+    (other_pin, "fetch", Exit.SOURCE, "has sha256"),
+    (broken_pin, "apply", Exit.USAGE, "base.toml cannot be read"),
+    (incomplete_pin, "apply", Exit.USAGE, "tag"),
+    (other_commit_id, "fetch --source git", Exit.SOURCE, "is commit"),
+    (no_archive, "fetch --sources /nonexistent", Exit.SOURCE, "does not exist"),
+    (edited_header, "export", Exit.DIRTY, "add-the-first.patch was edited"),
+    (edited_and_dropped, "export", Exit.DIRTY, "add-the-first.patch was edited"),
+    (changed_series, "export", Exit.DIRTY, "changed since the last apply"),
+    (foreign_folder, "distclean", Exit.USAGE, "was not made by this tool"),
+    (plain, "apply --base v2", Exit.USAGE, "use BASE= with one of v1"),
+    (plain, "apply --nosuch", Exit.USAGE, "--nosuch"),
+    (plain, "nosuch", Exit.USAGE, "nosuch"),
+    (plain, "fetch --source ftp", Exit.USAGE, "ftp"),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "command", "code", "says"),
+    [pytest.param(*fault, id=f"{fault[0].__name__}-{fault[1]}") for fault in FAULTS],
+)
+def test_fault(
+    plant: Callable[[Project], None], command: str, code: Exit, says: str, project: Project
+) -> None:
+    plant(project)
+    if code is Exit.SOURCE and plant is other_pin:
+        (project.root / "build/downloads/toy-1.0.tar.gz").unlink()
+    before = project.snapshot()
+    done = project.run(*command.split(), sources="--sources" not in command)
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"error: \S.*; \S.*", line), line
+    assert says in line
+    assert project.snapshot() == before
+
+
+def test_busy(project: Project) -> None:
+    with (project.root / "build/v1/.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        done = project.run("apply", "--wait", "0")
+    assert done.returncode == Exit.BUSY
+    assert re.fullmatch(r"error: another command .*; .*\n", done.stderr)
+
+
+def test_edits_survive_an_apply_that_has_nothing_to_do(project: Project) -> None:
+    edited_file(project)
+    project.series(*NAMES)
+    done = project.run("apply")
+    assert done.returncode == 0
+    assert "it also holds 1 changed or new files" in done.stdout
+    assert (project.tree / "toy/model.py").read_text() == "mine\n"
+
+
+def test_unsafe_paths_in_an_archive_are_refused(fresh: Project) -> None:
+    from conftest import UPSTREAM, digest
+
+    archive = fresh.sources / "unsafe" / "toy-1.0.tar.gz"
+    archive.parent.mkdir(exist_ok=True)
+    for path in ("../out.py", "a/../../out.py", ".git/config"):
+        make_sdist(archive, {**UPSTREAM, path: b"bad\n"})
+        toml = fresh.base / "base.toml"
+        text = re.sub(r"(tar.gz\"\nsha256 = \")\w+", rf"\g<1>{digest(archive)}", toml.read_text())
+        toml.write_text(text)
+        done = fresh.run("apply", "--sources", str(archive.parent), sources=False)
+        assert done.returncode == Exit.SOURCE
+        assert "unsafe path" in done.stderr
+        assert not fresh.tree.exists()
+
+
+def test_every_exit_code_is_documented() -> None:
+    text = (REPO / "docs/maintain/workflow.md").read_text()
+    section = text.split("## Exit codes")[1].split("\n## ")[0]
+    for code in Exit:
+        assert f"| {int(code)} |" in section, code

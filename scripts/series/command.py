@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every verb gets: its options, the base, the folders and a way to report."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .config import Base, Paths
+from .state import locked, make_build_folder
+
+
+class Command:
+    """One call of the command line.
+
+    `report` is what `--json` prints; a verb adds to it as soon as it knows something, so that a
+    failed run reports what it found.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.paths = Paths(Path(args.build_dir).resolve(), args.base)
+        self.report: dict[str, Any] = {}
+
+    @functools.cached_property
+    def base(self) -> Base:
+        return Base.load(self.args.base)
+
+    def say(self, text: str) -> None:
+        """Print a line for a person; with --json standard output is left to the report."""
+        print(text, file=sys.stderr if self.args.json else sys.stdout, flush=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of the base's folder; an unknown base leaves no folder behind."""
+        _ = self.base
+        make_build_folder(self.paths.build)
+        with locked(self.paths.state / ".lock", self.args.wait):
+            yield
+
+    def sources(self) -> Path | None:
+        return Path(self.args.sources) if self.args.sources else None
+
+    def fetch(self) -> Path:
+        """The verified source archive, fetched if it is not there."""
+        from . import fetch
+
+        make_build_folder(self.paths.build)
+        with locked(self.paths.downloads / ".lock", self.args.wait):
+            if self.args.source == "git":
+                return fetch.fetch_git(self.base, self.paths)
+            return fetch.fetch_archive(self.base, self.paths, sources=self.sources())
+
+    def origin(self) -> str:
+        """What the base commit is made from, for the record of an apply."""
+        if self.args.source == "git":
+            return f"git {self.base.git_commit}"
+        return f"archive {self.base.archive.sha256}"

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment of every process that runs the engine."""
+
+from __future__ import annotations
+
+import os
+
+from .config import ROOT, Paths
+
+# What an engine on a CPU needs, and what it is quickest with.
+CPU = {
+    # Without it, asking for logprobs compiles a helper with Inductor for half a minute.
+    "TORCHDYNAMO_DISABLE": "1",
+    # The engine in the caller's process: a second one would import vLLM again.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Speculative decoding runs its Triton kernels in Triton's interpreter; without an empty
+    # CUDA_VISIBLE_DEVICES vLLM switches Triton off, because there is no driver.
+    "TRITON_INTERPRET": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:
+    """The caller's environment with everything that is written kept under the build folder.
+
+    With `cpu` also the settings of `CPU`, and no network; what the caller set himself stays.
+    """
+    caches = paths.state / "cache"
+    binaries = f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    chosen = {
+        "HF_HOME": str(caches / "huggingface"),
+        **(CPU | {"HF_HUB_OFFLINE": "1"} if cpu else {}),
+        **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    }
+    return {
+        **chosen,
+        "PATH": binaries,
+        "PYTHONPATH": os.pathsep.join([str(paths.tree.resolve()), str(ROOT / "scripts")]),
+        "VLLM_CACHE_ROOT": str(caches / "vllm"),
+        "VLLM_CONFIG_ROOT": str(caches / "vllm-config"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+        "NUMBA_CACHE_DIR": str(caches / "numba"),
+        "XDG_CACHE_HOME": str(caches / "xdg"),
+        "TMPDIR": str(caches / "tmp"),
+    }

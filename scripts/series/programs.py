@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that are programs of the engine's environment: demo, evaluate, speed, run and others."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from typing import NamedTuple
+
+from . import engine
+from . import env as environments
+from .command import Command
+from .errors import Exit, SeriesError
+
+
+class Program(NamedTuple):
+    """A module that runs in the engine's environment; `cpu` if only there on a CPU."""
+
+    module: str
+    cpu: bool = True
+
+
+PROGRAMS = {
+    "demo": Program("tiny.demo", cpu=False),
+    "evaluate": Program("tiny.evaluate"),
+    "lossless": Program("tiny.lossless"),
+    "train": Program("tiny.train", cpu=False),
+    "speed": Program("bench.mtp", cpu=False),
+    "numerics": Program("bench.numerics", cpu=False),
+}
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """What follows `--` goes to the program."""
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="-- options of the program")
+
+
+def run(command: Command) -> Exit:
+    """Run the program; its exit status 0 is OK, any other FAILED."""
+    name, paths = command.args.verb, command.paths
+    arguments = [word for word in command.args.arguments if word != "--"]
+    if not environments.read_stamp(paths).get("checked"):
+        raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
+    program = PROGRAMS.get(name)
+    if program is None and not arguments:
+        raise SeriesError(Exit.USAGE, "no command is named", hint="write series run -- COMMAND")
+    python = str(environments.python(paths))
+    argv = [python, "-m", program.module, *arguments] if program else arguments
+    env = engine.environment(paths, cpu=bool(program and program.cpu))
+    (paths.state / "cache" / "tmp").mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(argv, env=env, check=False)
+    command.report = {"status": done.returncode}
+    return Exit.OK if done.returncode == 0 else Exit.FAILED
