@@ -9,10 +9,8 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from series.config import ROOT, Paths
 from series.errors import Exit, SeriesError
 from series.git import attempt, git
 
-from .warm import NO_IMPORT, Job
+from .warm import NO_IMPORT, Job, kill
 
 TAIL = 40  # lines of a log that are shown
 HANG = -1000  # in place of a status
@@ -106,30 +104,6 @@ class Warm:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """A process and all that come from it, in whatever session they are."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def kill(pid: int) -> None:
-    """End a process that hangs, and its descendants; its log gets where it hung."""
-    everything = descendants(pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGABRT)
-        time.sleep(1)
-    for one in everything:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
 
 
 class Worktrees:

@@ -231,6 +231,7 @@ class Runner:
         self.out = sys.stderr if args.json else sys.stdout
         self.logs = paths.state / "logs" / name
         self.worktrees = Worktrees(paths)
+        self.warm: list[Warm] = []
         given = {name: self._fill(value) for name, value in plan.environment.items()}
         self.environment = {**engine.environment(paths, cpu=True), **given}
         shutil.rmtree(self.logs, ignore_errors=True)
@@ -293,15 +294,23 @@ class Runner:
     def _warm(self, stack: contextlib.ExitStack, modules: list[str], tree: Path | None) -> Warm:
         warm = start(self.paths, modules, self.environment, self.logs, tree)
         stack.callback(warm.close)
+        self.warm.append(warm)
         return warm
 
     def _all(self, runs: dict[str, Callable[[], Result]]) -> list[Result]:
         self._prepare()
         self.progress = Progress(len(runs), self.out)
+        pool = ThreadPoolExecutor(self.jobs)
         try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                return list(pool.map(lambda run: run(), runs.values()))
+            return list(pool.map(lambda run: run(), runs.values()))
+        except BaseException:
+            # Ctrl-C, or the first error: what runs ends now, what waits never starts.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for warm in self.warm:
+                warm.close()
+            raise
         finally:
+            pool.shutdown()
             self.progress.close()
 
     def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:

@@ -11,6 +11,7 @@ its input does.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -19,6 +20,7 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, TypedDict
@@ -37,6 +39,30 @@ class Job(TypedDict):
     script: str
     arguments: list[str]
     outcomes: str
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that come from it, in whatever session they are."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def kill(pid: int) -> None:
+    """End a process that hangs, and its descendants; its log gets where it hung."""
+    everything = descendants(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGABRT)
+        time.sleep(0.5)
+    for one in everything:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def serve(channel: int) -> Job | None:
@@ -58,7 +84,7 @@ def serve(channel: int) -> Job | None:
         data = os.read(0, 1 << 20)
         if not data:
             for pid in running:
-                os.killpg(pid, signal.SIGKILL)
+                kill(pid)
             return None
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -408,6 +409,25 @@ def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) ->
     assert "FAILED not done after 3 s" in out and "test_first.py" in out
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "sleep 600" not in running.stdout
+
+
+def test_ctrl_c_ends_what_runs(passing: Toy) -> None:
+    wait = (
+        "import time\ndef test_it():\n    open('{state}/began', 'w').close()\n    time.sleep(601)\n"
+    )
+    began = passing.paths.state / "began"
+    passing.amend({"tests/test_first.py": wait.replace("{state}", str(passing.paths.state))})
+
+    def interrupt() -> None:
+        while not began.exists():
+            time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        passing.run("test-model")
+    assert time.monotonic() - begin < 60
 
 
 def test_a_log_may_hold_any_bytes(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
