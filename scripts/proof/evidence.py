@@ -109,3 +109,36 @@ def read(path: Path, base: Base, *, command: str) -> dict[str, Any]:
             hint=f"run {command}",
         )
     return report
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A report of any tree, empty if there is none yet."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SeriesError(
+            Exit.FAILED, f"{path} cannot be read: {error!r}", hint="restore it with git checkout"
+        ) from error
+    return report
+
+
+def read_any(path: Path, base: Base) -> dict[str, Any]:
+    """Committed data of a base; its tree may be an earlier one, which the page then says."""
+    report = load(path)
+    if report.get("base") != base.name or "tree" not in report:
+        raise SeriesError(
+            Exit.FAILED,
+            f"{path} is missing, or not of {base.name}",
+            hint="see docs/maintain/testing.md#evidence",
+        )
+    return report
+
+
+def origin(report: dict[str, Any], base: Base) -> str:
+    """The line of a page that says which run it is of."""
+    when = "" if report["tree"] == tree_of(base) else ", an earlier state of the series"
+    given = ", ".join(f"{name} {number}" for name, number in report["versions"].items() if number)
+    cores = f", {report['cores']} cores" if report.get("cores") else ""
+    return f"{base.name}, tree `{report['tree'][:12]}`{when}; {given}{cores}."

@@ -2,12 +2,16 @@
 """What each test of a pytest run gave: written as it happens, and read by every proof.
 
 A line is a JSON object: {"collected": 12} when pytest knows its tests, then for each test
-{"node": …, "outcome": …, "seconds": …}. A run that crashes or hangs leaves the lines it got to.
+{"node": …, "outcome": …, "seconds": …}, last {"files": […]}, what was imported of the tests. A run
+that crashes or hangs leaves the lines it got to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +46,12 @@ class Recorder:
             self.running["seconds"] = round(self.running["seconds"], 2)
             self.line(**self.running)
 
+    def pytest_sessionfinish(self, session: Any) -> None:
+        tests = Path(session.config.rootpath) / "tests"
+        files = {Path(getattr(m, "__file__", None) or "/") for m in list(sys.modules.values())}
+        inside = [str(f.relative_to(tests.parent)) for f in files if f.is_relative_to(tests)]
+        self.line(files=sorted(inside))
+
 
 class Outcome(NamedTuple):
     node: str
@@ -49,17 +59,21 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run; none if it wrote nothing. The last line may be cut off."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
 def read(path: Path) -> list[Outcome]:
-    """The tests of a run; none if it wrote nothing. The last line may be cut off."""
-    found = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if "node" in values:
-            found.append(Outcome(**values))
+    """The tests of a run."""
+    return [Outcome(**values) for values in _lines(path) if "node" in values]
+
+
+def files(path: Path) -> list[str]:
+    """What a run imported of the tree's tests, conftest.py included."""
+    found: list[str] = next((v["files"] for v in _lines(path) if "files" in v), [])
     return found
 
 

@@ -74,9 +74,12 @@ class Plan:
     whole: dict[str, Stage]
     compare: dict[str, Comparison]
 
+    def stages(self) -> list[Stage]:
+        return [*self.patches.values(), *self.whole.values()]
+
     @classmethod
-    def read(cls, file: Path, names: list[str]) -> Plan:
-        """The plan for a series of patches; raise Exit.FAILED if it lacks one of them."""
+    def read(cls, file: Path, names: list[str] | None = None) -> Plan:
+        """The plan; raise Exit.FAILED if it is not one for just these patches."""
         try:
             data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
             plan = cls(
@@ -95,7 +98,8 @@ class Plan:
             raise SeriesError(
                 Exit.FAILED, f"{file} cannot be read: {error}", hint="its head says what it holds"
             ) from error
-        stages = [*plan.patches.values(), *plan.whole.values()]
+        if names is None:
+            return plan
         lacking = [n for n in names if n not in plan.patches or not plan.patches[n].tests]
         if lacking:
             raise SeriesError(
@@ -110,7 +114,7 @@ class Plan:
                 f"{file} has tests for {', '.join(foreign)}, which the series does not list",
                 hint="remove the table, or correct its name",
             )
-        tests = [test for stage in stages for test in stage.tests]
+        tests = [test for stage in plan.stages() for test in stage.tests]
         twice = sorted({test for test in tests if tests.count(test) > 1})
         if twice:
             raise SeriesError(
@@ -183,7 +187,7 @@ def run(command: Command) -> Exit:
         begin = time.monotonic()
         runner = Runner(base, paths, plan, f"{args.verb}{'-long' if long else ''}", args)
         if model:
-            stages = [*plan.patches.values(), *plan.whole.values()]
+            stages = plan.stages()
             compare = list(plan.compare.values())
             if args.patch:
                 stages, compare, long = [plan.patches[args.patch]], [], False
@@ -220,6 +224,28 @@ def run(command: Command) -> Exit:
     return Exit.OK
 
 
+def fill(text: str, paths: Paths) -> str:
+    """Put in what {repository} and {state} stand for."""
+    text = text.replace("{repository}", str(ROOT))
+    return text.replace("{state}", str(paths.state.resolve()))
+
+
+def prepare(plan: Plan, paths: Paths, environment: dict[str, str]) -> None:
+    """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
+    Path(environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    if plan.prepare:
+        command = [environments.python(paths), *(fill(word, paths) for word in plan.prepare)]
+        done = subprocess.run(
+            command, cwd=ROOT / "scripts", env=environment, stdout=sys.stderr, check=False
+        )
+        if done.returncode:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{' '.join(map(str, command))} ended with {done.returncode}",
+                hint="its output is above; [prepare] of tests.toml names it",
+            )
+
+
 class Runner:
     """Runs stages with the built environment; its reports go to logs/NAME."""
 
@@ -232,32 +258,10 @@ class Runner:
         self.logs = paths.state / "logs" / name
         self.worktrees = Worktrees(paths)
         self.warm: list[Warm] = []
-        given = {name: self._fill(value) for name, value in plan.environment.items()}
+        given = {name: fill(value, paths) for name, value in plan.environment.items()}
         self.environment = {**engine.environment(paths, cpu=True), **given}
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir(parents=True)
-        Path(self.environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
-
-    def _fill(self, text: str) -> str:
-        places = {"{repository}": str(ROOT), "{state}": str(self.paths.state.resolve())}
-        for name, place in places.items():
-            text = text.replace(name, place)
-        return text
-
-    def _prepare(self) -> None:
-        """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
-        if not self.plan.prepare:
-            return
-        command = [str(environments.python(self.paths)), *map(self._fill, self.plan.prepare)]
-        done = subprocess.run(
-            command, cwd=ROOT / "scripts", env=self.environment, stdout=self.out, check=False
-        )
-        if done.returncode:
-            raise SeriesError(
-                Exit.FAILED,
-                f"{' '.join(command)} ended with {done.returncode}",
-                hint="its output is above; [prepare] of tests.toml names it",
-            )
 
     def model(
         self, stages: list[Stage], compare: list[Comparison], commits: dict[str, str]
@@ -298,7 +302,7 @@ class Runner:
         return warm
 
     def _all(self, runs: dict[str, Callable[[], Result]]) -> list[Result]:
-        self._prepare()
+        prepare(self.plan, self.paths, self.environment)
         self.progress = Progress(len(runs), self.out)
         pool = ThreadPoolExecutor(self.jobs)
         try:
@@ -335,7 +339,7 @@ class Runner:
         arguments = ["-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
         # The imports came first, so pytest meets its plugins' modules already loaded.
         arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        arguments += map(self._fill, stage.tests)
+        arguments += [fill(test, self.paths) for test in stage.tests]
         work = job(
             tree,
             self.environment,
