@@ -37,7 +37,7 @@ DEV_MADE = $(call stamp,$(DEV),$(ROOT)/ci/locks/dev.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help doctor fetch apply unapply status export check build demo test test-tool test-model \
+.PHONY: help doctor fetch apply unapply status export check drop-when build demo test test-tool test-model \
   capabilities test-each evaluate lossless train mutate locks clean distclean
 
 help:  ## print this list
@@ -67,8 +67,11 @@ status: $(TOOLS_MADE)  ## say what the work tree holds
 export: $(TOOLS_MADE)  ## write the commits of the work tree to patches/
 	@$(SERIES) export $(COMMON)
 
-check: $(TOOLS_MADE)  ## lint, exact apply, round trip, lock
+check: $(TOOLS_MADE)  ## lint, exact apply, round trip, lock, true trailers
 	@$(SERIES) check $(COMMON) $(FETCH)
+
+drop-when: $(TOOLS_MADE)  ## what each patch says about later releases, and whether it is true
+	@$(SERIES) drop-when $(COMMON) $(FETCH)
 
 build: apply  ## make the environment and the kernels
 	@$(SERIES) build $(COMMON) $(FETCH) $(BUILD)

@@ -38,7 +38,8 @@ USE = {
 }
 MAINTAIN = {
     "export": Verb("series.verbs", "write the commits of the work tree to patches/"),
-    "check": Verb("series.verbs", "lint, exact apply, round trip, lock"),
+    "check": Verb("series.verbs", "lint, exact apply, round trip, lock, true trailers"),
+    "drop-when": Verb("series.releases", "what each patch says about later releases, and if true"),
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),
     "capabilities": Verb("proof.capabilities", "the page of what works, from the last test-model"),

@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -56,10 +57,16 @@ Change: add it.
 
 Proof: the tests of the tool.
 
-Upstream: no, a toy has no upstream
-Drop-When: toy >= 2.0
+Upstream: no (a toy has no upstream)
+Drop-When: version >= 2.0
 Signed-off-by: Toy Maker <toy@example.com>
 """
+
+
+def message(title: str, name: str = "") -> str:
+    """A commit message; the patch is named after the title unless a name is given."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return MESSAGE.format(title=title).replace("Upstream:", f"Patch-Name: {name}\nUpstream:")
 
 
 def make_sdist(path: Path, files: Mapping[str, bytes] = UPSTREAM) -> None:
@@ -162,7 +169,7 @@ class Project:
             git(self.tree, "add", "-f", name)
         # Two commits of one author are not made in the same second.
         date = f"{1_700_000_000 + next(CLOCK)} +0000"
-        git(self.tree, "commit", "-q", "--date", date, "-m", MESSAGE.format(title=title))
+        git(self.tree, "commit", "-q", "--date", date, "-m", message(title))
 
     def tree_id(self) -> str:
         return git(self.tree, "rev-parse", "HEAD^{tree}")
@@ -178,7 +185,9 @@ class Project:
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root)
             # Git's own folders, and scratch that the next run removes, are not the user's.
-            if {".git", ".staging", ".check", ".scratch", ".lock", "toy-1.0.git"} & set(name.parts):
+            if {".git", ".staging", ".check", ".scratch", ".lock", "toy-1.0.git", "releases"} & set(
+                name.parts
+            ):
                 continue
             if path.is_symlink():
                 found[str(name)] = path.readlink()
