@@ -110,7 +110,8 @@ def unpack(archive: Path, folder: Path) -> Path:
                 (fresh / path).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / path).write_bytes(handle.read())
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be unpacked: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be unpacked: {reason}") from error
     fresh.rename(folder)
     return folder
 
