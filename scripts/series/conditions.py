@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The conditions of `Drop-When:`, and whether they hold on a tree of upstream's source.
 
-The grammar is in docs/maintain/patch-format.md#drop-when. An answer is True, False, or None where
-only a test that was not run could tell.
+The grammar is in docs/maintain/patch-format.md#trailer-drop-when. An answer is True, False, or
+None where only a test that was not run could tell.
 """
 
 from __future__ import annotations

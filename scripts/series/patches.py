@@ -59,10 +59,11 @@ def _parts(text: str) -> list[_Part]:
         else:
             parts[-1].tail.append(line)
     for part in parts:
-        if part.blocks:
-            above = part.blocks[0][0]
-            size = above.index("") + 1 if "" in above else len(above)
-            part.head, above[:size] = above[:size], []
+        above = part.blocks[0][0] if part.blocks else part.tail
+        size = above.index("") + 1 if part.blocks and "" in above else len(above)
+        while not part.blocks and part is not parts[-1] and size and not above[size - 1]:
+            size -= 1  # the empty lines between two sections
+        part.head, above[:size] = above[:size], []
     return parts
 
 
@@ -76,8 +77,8 @@ def _text(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise SeriesError(
             Exit.PATCH,
-            f"{file} is not UTF-8 (byte {error.start})",
-            hint="correct that byte, or restore the file with git checkout",
+            f"{file} is not UTF-8 text (byte {error.start})",
+            hint="save it as UTF-8, or restore it with git checkout",
         ) from None
 
 

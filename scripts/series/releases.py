@@ -75,6 +75,7 @@ def trees(command: Command, only: str = "") -> list[Tree]:
             f"no release {only} in {base.folder}/releases.toml",
             hint=f"use {' or '.join([base.version, *later])}",
         )
+    local = Path(command.args.sources) if command.args.sources else None
     found = []
     for version, archive in {base.version: base.archive, **later}.items():
         if only and version != only:
@@ -85,7 +86,7 @@ def trees(command: Command, only: str = "") -> list[Tree]:
             pinned = dataclasses.replace(base, version=version, archive=archive)
             make_build_folder(command.paths.build)
             with locked(command.paths.downloads / ".lock", command.args.wait):
-                file = fetch.fetch_archive(pinned, command.paths, sources=command.sources())
+                file = fetch.fetch_archive(pinned, command.paths, sources=local)
             pin = archive.sha256
         # Named by the pin too, so that other bytes are another folder.
         folder = command.paths.build / "releases" / f"{base.package}-{version}-{pin[:8]}"
@@ -118,7 +119,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def findings(verdicts: list[Verdict]) -> list[Finding]:
     """The false ones, for `make check`."""
-    return [Finding("drop-when", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
+    return [Finding("true-trailers", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
 
 
 def run(command: Command) -> Exit:

@@ -91,7 +91,7 @@ def test_a_planted_false_trailer_fails(verb: str, error: str, released: Project)
     plant(released, *planted)
     done = released.run(verb)
     assert done.returncode == Exit.FAILED, done.stdout
-    assert f"{message} (docs/maintain/patch-format.md#drop-when)" in done.stdout.splitlines()
+    assert f"{message} (docs/maintain/patch-format.md#true-trailers)" in done.stdout.splitlines()
 
 
 def test_the_table_of_patches_and_releases(released: Project) -> None:

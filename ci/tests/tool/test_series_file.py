@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from conftest import NAMES, Project, git
+from conftest import NAMES, REPO, Project, git
 from series import patches
 from series.config import Base
 from series.patches import Section, with_names
@@ -87,6 +89,9 @@ def test_where_a_name_goes(wanted: str, one: str, two: str) -> None:
 
 def test_names_of_a_new_series_go_into_the_first_section() -> None:
     assert placed("a b", "# order\n## one: x\n## two: y\n") == {"one": "a b", "two": ""}
+    text = "# order\n\n## one: x\n# why\n\n## two: y\n"
+    assert with_names(text, ["a"]) == text.replace("# why\n", "# why\na\n")
+    assert with_names("# order\n\n", ["a"]) == "# order\n\na\n"
 
 
 def test_comments_and_empty_lines_stay_with_what_they_are_about() -> None:
@@ -155,3 +160,28 @@ def test_the_index_counts_lines_and_upstream_s_files_by_kind(project: Project) -
     row = next(line for line in patches.index(project.root).splitlines() if "[more]" in line)
     # toy/new.py is not upstream's: an earlier patch of the series adds it.
     assert "| 2 / 5 / 3 | run.sh, toy/__init__.py |" in row
+
+
+def test_two_branches_are_merged_as_the_manual_says(project: Project) -> None:
+    shutil.copy(REPO / ".gitattributes", project.root)
+    project.ok("clean")  # each branch has a work tree of its own
+    git(project.root, "add", "-A")
+    git(project.root, "commit", "-q", "-m", "attributes")
+    for name in ("left", "right"):
+        git(project.root, "checkout", "-q", "-b", name, "master")
+        project.ok("apply")
+        project.commit(f"Add {name}", {f"toy/{name}.txt": b"x\n"})
+        project.ok("export")
+        git(project.root, "add", "-A")
+        git(project.root, "commit", "-q", "-m", name)
+    with pytest.raises(subprocess.CalledProcessError):
+        git(project.root, "merge", "left")
+    unmerged = git(project.root, "diff", "--name-only", "--diff-filter=U").split()
+    assert unmerged == ["patches/README.md", "patches/v1/series.lock"]
+    assert (project.base / "series").read_text().split()[-2:] == ["add-right", "add-left"]
+    assert "<<<" not in (project.root / "patches/README.md").read_text()
+    (project.base / "series.lock").unlink()
+    project.ok("apply")
+    project.ok("export")
+    project.ok("check")
+    assert (project.base / "series.lock").read_text().count("\n") == 7
