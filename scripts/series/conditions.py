@@ -35,15 +35,16 @@ class Condition(NamedTuple):
     what: str  # the version, the name, the regular expression or the node in the file
 
     def short(self) -> str:
-        """For a cell of a table: without folders, a long expression cut."""
+        """For a cell of a table: the last two parts of the path, and no long expression."""
+        file = "/".join(self.path.split("/")[-2:])
         if self.kind == "version":
-            return f"{'not ' if self.negated else ''}version >= {self.what}"
-        file = self.path.rpartition("/")[2]
+            return f"{'not ' * self.negated}version >= {self.what}"
         if self.kind == "test":
             return f"{file}{self.what} {'fails' if self.negated else 'passes'}"
-        what = self.what if len(self.what) <= 40 else f"{self.what[:39]}…"
-        fence = "``" if "`" in what else "`"
-        return f"{'no ' if self.negated else ''}{fence}{what}{fence} in {file}"
+        if len(self.what) > 45:
+            return f"a text {'gone from' if self.negated else 'new in'} {file}"
+        fence = "`` " if "`" in self.what else "`"
+        return f"{'no ' * self.negated}{fence}{self.what}{fence[::-1]} in {file}"
 
 
 def parse(line: str) -> Condition:

@@ -253,7 +253,7 @@ class Mail:
         said = self.trailers.get("Upstream", [])
         if len(said) != 1:
             raise ValueError("write one trailer `Upstream:`")
-        sent, *rest = re.split(r"; (?=\d+\.)", said[0])
+        sent, *rest = re.split(r" ?; (?=\d+\.)", said[0])
         match = re.fullmatch(r"no \(\S+ .*\)|(https://\S+)( \(.+\))?", sent)
         if match is None:
             raise ValueError("begin `Upstream:` with a URL or `no (the reason in a few words)`")
@@ -350,7 +350,7 @@ def _edited(mail: Mail, ours: set[str]) -> str:
     """The files of upstream that a patch edits: those of the code by name, the others counted."""
     edited = [c for c in mail.changes if not c.new and c.path not in ours]
     code = [change.path for change in edited if change.kind == "code"]
-    short = [re.sub(r".*?([^/]+/__init__\.py|[^/]+)$", r"\1", path) for path in code]
+    short = ["/".join(path.split("/")[-2:]) for path in code]
     cells = short if len(short) <= 4 else [*short[:3], f"{len(short) - 3} more"]
     for kind in ("tests", "docs"):
         count = sum(change.kind == kind for change in edited)

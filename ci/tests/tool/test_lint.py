@@ -86,7 +86,7 @@ CASES: dict[str, tuple[list[Files], list[Files]]] = {
     "trailer-upstream": (
         [
             upstream("no (to be sent); 2.0 broken (model.py:3); 3.0 fixed (f(x), not g)"),
-            upstream("https://example.com/pull/1; 2.0 missing (none);\n 3.0 superseded (b)"),
+            upstream("https://example.com/pull/1 ; 2.0 missing (none);\n 3.0 superseded (b)"),
             upstream("https://example.com/pull/1 (open); 2.0 differs (a; b); 3.0 fixed (c)"),
         ],
         [

@@ -125,7 +125,8 @@ def test_the_index_shows_what_each_patch_is_and_why_it_stands_there(project: Pro
     )
     said = "no (a toy has no upstream)"
     project.edit(NAMES[0], said, "https://example.com/pull/12; 2.0 broken (a); 3.0 fixed (b)")
-    project.edit(NAMES[1], "version >= 2.0", f"not text toy/dir/new.py: {'a|b' * 20}")
+    project.edit(NAMES[1], "version >= 2.0", "not text toy/dir/new.py: a|`b`")
+    project.edit(NAMES[2], "version >= 2.0", f"text toy/dir/new.py: {'a' * 46}")
     text = patches.index(project.root)
     assert "3 patches on toy 1.0" in text
     assert "| fixes of vLLM | 1 | 2 / 0 / 0 | alone. |" in text
@@ -136,12 +137,12 @@ def test_the_index_shows_what_each_patch_is_and_why_it_stands_there(project: Pro
     assert text.index(first) < text.index("\n### rest\n") < text.index(second)
     assert first == (
         "| 1 | [add-the-first](v1/add-the-first.patch)<br>[Model] Add the first"
-        " ([#12](https://example.com/pull/12)) | The toy lacks something. | 2 / 0 / 0 | model.py"
-        " | broken | fixed | version >= 2.0 |"
+        " ([#12](https://example.com/pull/12)) | The toy lacks something. | 2 / 0 / 0"
+        " | toy/model.py | broken | fixed | version >= 2.0 |"
     )
-    expression = ("a|b" * 20)[:39].replace("|", "\\|")
-    assert second.endswith(f"| 4 / 0 / 0 | model.py |  |  | no `{expression}…` in new.py |")
+    assert second.endswith("| 4 / 0 / 0 | toy/model.py |  |  | no `` a\\|`b` `` in dir/new.py |")
     assert third.startswith("| 3 | ")
+    assert third.endswith("| a text new in dir/new.py |")
 
 
 def test_the_index_counts_lines_and_upstream_s_files_by_kind(project: Project) -> None:
