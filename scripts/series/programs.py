@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from typing import NamedTuple
 
 from . import engine
@@ -46,8 +47,12 @@ def run(command: Command) -> Exit:
         raise SeriesError(Exit.USAGE, "no command is named", hint="write series run -- COMMAND")
     python = str(environments.python(paths))
     argv = [python, "-m", program.module, *arguments] if program else arguments
-    env = engine.environment(paths, cpu=bool(program and program.cpu))
-    (paths.state / "cache" / "tmp").mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(argv, env=env, check=False)
+    done = subprocess.run(
+        argv,
+        env=engine.environment(paths, cpu=bool(program and program.cpu)),
+        # With --json standard output is left to the report.
+        stdout=sys.stderr if command.args.json else None,
+        check=False,
+    )
     command.report = {"status": done.returncode}
     return Exit.OK if done.returncode == 0 else Exit.FAILED
