@@ -24,7 +24,7 @@ SERIES = '$(PYTHON)' -B -m series
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check diff test-tool test-model test-each capabilities evaluate lossless train mutate locks
+  check drop-when diff test-tool test-model test-each capabilities evaluate lossless train mutate locks
 
 ##@ use
 
@@ -74,8 +74,11 @@ distclean:  ## remove everything under the build folder, unless it holds work of
 export:  ## write the commits of the work tree to patches/; DROP=names removes patches
 	@$(SERIES) export $(COMMON) $(if $(DROP),--drop '$(DROP)')
 
-check:  ## lint, exact apply, round trip, lock
+check:  ## lint, exact apply, round trip, lock, true trailers
 	@$(SERIES) check $(COMMON) $(FETCH)
+
+drop-when:  ## what each patch says about later releases, and whether it is true
+	@$(SERIES) drop-when $(COMMON) $(FETCH)
 
 diff:  ## what a change does to the series since REV=commit
 	@$(SERIES) diff $(COMMON) $(FETCH) '$(or $(REV),HEAD)'

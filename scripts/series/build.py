@@ -132,8 +132,7 @@ def _install(
         if device == "cpu":
             files = kernels.make(paths, steps, jobs)
         else:
-            sources = Path(args.sources) if args.sources else None
-            files = cuda.precompiled(base, paths, steps, sources)
+            files = cuda.precompiled(base, paths, steps, command.sources())
     changed = installed.result()
     return kernels.link(paths.tree, files, paths.kernels) or changed, files
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import patches as files
+from . import releases
+from .command import Command
 from .commits import build, compare_lock
 from .config import ROOT, Base, Paths
 from .errors import Exit, SeriesError
@@ -42,3 +44,9 @@ def check_series(base: Base, paths: Paths, fetch: Callable[[], Path]) -> dict[st
         shutil.rmtree(scratch, ignore_errors=True)
     compare_lock(base, built)
     return {"patches": list(built.patches), "base_tree": built.base}
+
+
+def check_trailers(command: Command) -> list[Finding]:
+    """The patches whose trailers are false on the base or on a later release."""
+    found = [releases.judge(command.base, tree) for tree in releases.trees(command)]
+    return [finding for verdicts in found for finding in releases.findings(verdicts)]

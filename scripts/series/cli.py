@@ -46,7 +46,8 @@ USE = {
 }
 MAINTAIN = {
     "export": Verb("series.verbs", "write the commits of the work tree to patches/"),
-    "check": Verb("series.verbs", "lint, exact apply, round trip, lock"),
+    "check": Verb("series.verbs", "lint, exact apply, round trip, lock, true trailers"),
+    "drop-when": Verb("series.releases", "what each patch says about later releases, and if true"),
     "diff": Verb(
         "series.diff", "what a change does to the series, since a commit of this repository"
     ),
@@ -65,7 +66,7 @@ MAINTAIN = {
 }
 VERBS = USE | MAINTAIN
 # The verbs that make something keep the settings they are given.
-KEEP = ("configure", "fetch", "apply", "unapply", "build", "check", "diff")
+KEEP = ("configure", "fetch", "apply", "unapply", "build", "check", "drop-when", "diff")
 
 
 class Parser(argparse.ArgumentParser):

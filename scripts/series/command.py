@@ -43,6 +43,9 @@ class Command:
         with locked(self.paths.state / name, self.args.wait):
             yield
 
+    def sources(self) -> Path | None:
+        return Path(self.args.sources) if self.args.sources else None
+
     def fetch(self, base: Base | None = None) -> Path:
         """The verified source archive of the base (or another), fetched if it is not there."""
         from . import fetch
@@ -52,8 +55,7 @@ class Command:
         with locked(self.paths.downloads / ".lock", self.args.wait):
             if self.args.source == "git":
                 return fetch.fetch_git(base, self.paths)
-            sources = Path(self.args.sources) if self.args.sources else None
-            return fetch.fetch_archive(base, self.paths, sources=sources)
+            return fetch.fetch_archive(base, self.paths, sources=self.sources())
 
     def origin(self) -> str:
         """What the base commit is made from, for the record of an apply."""

@@ -105,9 +105,14 @@ def export(command: Command) -> Exit:
 
 
 def check(command: Command) -> Exit:
-    """Lint, apply exactly to a scratch tree, round trip, lock."""
+    """Lint, apply exactly to a scratch tree, round trip, lock, trailers."""
     found = checks.check_lint(command.base)
-    command.report = {"findings": [vars(finding) for finding in found]}
+    if not found and not command.args.lint:
+        # Not the lock of the work tree, which it does not touch.
+        with command.lock(".check.lock"):
+            command.report = checks.check_series(command.base, command.paths, command.fetch)
+        found = checks.check_trailers(command)
+    command.report["findings"] = [vars(finding) for finding in found]
     for finding in found:
         command.say(str(finding))
     if found:
@@ -116,10 +121,6 @@ def check(command: Command) -> Exit:
             f"{len(found)} rules of {command.base.folder} are broken",
             hint="see the lines above",
         )
-    if not command.args.lint:
-        # Not the lock of the work tree, which it does not touch.
-        with command.lock(".check.lock"):
-            command.report.update(checks.check_series(command.base, command.paths, command.fetch))
     command.say("check passed" if not command.args.lint else "lint passed")
     return Exit.OK
 
