@@ -11,11 +11,11 @@ from typing import Any
 from . import patches as files
 from . import releases
 from .command import Command
+from .commits import build, compare_lock
 from .config import ROOT, Base, Paths
 from .errors import Exit, SeriesError
 from .lint import Finding, lint
 from .patches import Locked
-from .tree import build, compare_lock
 
 
 def check_lint(base: Base) -> list[Finding]:

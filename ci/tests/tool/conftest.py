@@ -46,6 +46,8 @@ UPSTREAM: dict[str, bytes] = {
     "run.sh": b"#!/bin/sh\necho $Id$\n",
 }
 CLOCK = itertools.count()
+SCRATCH = {".git", ".staging", ".check", ".diff", ".scratch", ".lock", ".check.lock"}
+SCRATCH |= {"toy-1.0.git", "releases", "cache", "config.mk"}
 GENERATED = ("PKG-INFO", "setup.cfg", "toy.egg-info/PKG-INFO", "toy/_version.py")
 
 MESSAGE = """\
@@ -185,9 +187,7 @@ class Project:
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root)
             # Git's own folders, and scratch that the next run removes, are not the user's.
-            if {".git", ".staging", ".check", ".scratch", ".lock", "toy-1.0.git", "releases"} & set(
-                name.parts
-            ):
+            if SCRATCH & set(name.parts):
                 continue
             if path.is_symlink():
                 found[str(name)] = path.readlink()
@@ -234,6 +234,13 @@ def upstream_git(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def one_line(errors: str) -> str:
+    """The one line that is all there is on standard error: what went wrong, and what to do."""
+    (line,) = errors.splitlines()
+    assert re.fullmatch(r"error: \S.*; \S.*", line), line
+    return line
+
+
 def git_init(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "-q")
@@ -263,7 +270,7 @@ name = "{wheel.name}"
 sha256 = "{digest(wheel)}"
 [build]
 torch = "1"
-python = ">=3.10"
+python = ">=3.10,<3.14"
 """
     )
     (project.base / "series").write_text("# the order\n")
