@@ -84,12 +84,11 @@ def _exportable(tree: Path) -> Record:
         raise SeriesError(
             Exit.DIRTY, f"{tree} holds {found}", hint="commit or stash them, then export again"
         )
-    first = git(tree, "rev-list", "--max-parents=0", "HEAD").split()
-    if git(tree, "rev-parse", "base^{commit}") not in first:
+    if not attempt(tree, "rev-parse", "--verify", "--quiet", "base^").returncode:
         raise SeriesError(
             Exit.DIRTY,
-            f"the tag base of {tree} is not the pinned source, its first commit",
-            hint="git tag --force base <first commit>",
+            f"the tag base of {tree} is not its first commit, the pinned source",
+            hint="move it back: git tag --force base <first commit>",
         )
     return record
 

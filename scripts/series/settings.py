@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .config import Paths
 from .errors import Exit, SeriesError, hide
-from .state import make_build_folder, read_text, write_atomic
+from .state import locked, make_build_folder, read_text, write_atomic
 
 HEAD = "# Settings that make was given. Giving one again changes it, NAME= empty forgets it.\n"
 
@@ -85,10 +85,15 @@ def resolve(args: argparse.Namespace, paths: Paths, *, keep: bool) -> None:
             given[name] = value = _usable(name, value)
         if hasattr(args, key):
             setattr(args, key, (kept.get(name) if value is None else value) or setting.default)
-    if not keep or not given:
-        return
+    if keep and given:
+        make_build_folder(paths.build)
+        with locked(paths.build / ".settings.lock", 60):
+            _keep(paths, given)
+
+
+def _keep(paths: Paths, given: dict[str, str]) -> None:
+    kept = {**read(paths), **{name: hide(value) for name, value in given.items()}}
     for name, value in given.items():
-        kept[name] = hide(value)
         if kept[name] != value:
             print(
                 f"{name} is kept without its user name and password; ~/.netrc can hold them",
@@ -99,7 +104,6 @@ def resolve(args: argparse.Namespace, paths: Paths, *, keep: bool) -> None:
         for name, value in sorted(kept.items())
         if value
     ]
-    make_build_folder(paths.build)
     write_atomic(paths.settings, "".join([HEAD, *lines]).encode())
 
 

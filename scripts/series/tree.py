@@ -178,7 +178,8 @@ def apply(
     """
     patches = dict(list(files.read(base).items())[:upto])
     want = {name: digest(data) for name, data in patches.items()}
-    tree = paths.tree
+    tree, staging = paths.tree, paths.state / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
     if tree.exists():
         settle(tree)
     record = Record.read(tree / RECORD)
@@ -186,7 +187,6 @@ def apply(
         return {**_report(paths, changed=False), "edits": edits(tree, record)}
     if tree.exists():
         refuse_edits(tree, record)
-    staging = paths.state / ".staging"
     built = build(base, fetch(), staging, patches)
     compare_lock(base, built, whole=upto is None)
     fresh = Record(source, git(staging, "rev-parse", "HEAD"), want)

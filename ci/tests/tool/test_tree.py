@@ -321,51 +321,97 @@ def test_concurrent_applies_agree(fresh: Project) -> None:
     fresh.ok("check")
 
 
-# Kills the tool (its parent) before the call of git that has the number $KILL_AT or says $KILL_ON.
-KILLER = """#!/bin/sh
-echo x >> "$COUNT"
-case "$*" in *"$KILL_ON"*) kill -KILL $PPID; sleep 1;; esac
-if [ "$(wc -l < "$COUNT")" -eq "$KILL_AT" ]; then kill -KILL $PPID; sleep 1; fi
-exec "$REAL_GIT" "$@"
+# Kills the tool before the step number $KILL_AT: a call of git that writes, a file that is moved or
+# removed, and the middle of the removal of a folder.
+KILLER = """
+import os, signal, sys
+WRITING = {"am", "checkout", "config", "fast-import", "fetch", "init", "reset", "tag"}
+steps = removed = 0
+def hook(event, args):
+    global steps, removed
+    if event == "subprocess.Popen":
+        steps += bool(WRITING.intersection(args[1]))
+    elif event == "os.remove" and args[1] != -1:
+        removed += 1
+        steps += removed % 30 == 10
+    elif event in ("os.rename", "os.remove", "shutil.rmtree"):
+        steps += 1
+    else:
+        return
+    if steps == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
 """
 
 
-def kill_apply(project: Project, folder: Path, *, at: int = 0, on: str = "no such call") -> int:
-    """Run apply and kill it before a call of git; return how it ended."""
+def killed(project: Project, folder: Path, at: int, *command: str) -> int:
+    """Run a command and kill it before a step; return how it ended."""
     folder.mkdir(exist_ok=True)
-    (folder / "git").write_text(KILLER)
-    (folder / "git").chmod(0o755)
-    (folder / "count").write_text("")
-    env = {
-        "PATH": f"{folder}:{os.environ['PATH']}",
-        "COUNT": str(folder / "count"),
-        "KILL_AT": str(at),
-        "KILL_ON": on,
-        "REAL_GIT": shutil.which("git") or "",
-    }
-    return project.run("apply", env=env).returncode
+    (folder / "sitecustomize.py").write_text(KILLER)
+    path = os.pathsep.join([str(folder), str(REPO / "scripts")])
+    return project.run(*command, env={"PYTHONPATH": path, "KILL_AT": str(at)}).returncode
 
 
-@pytest.mark.parametrize("start", ["clean", "unapply"])
-def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_path: Path) -> None:
-    head = git(project.tree, "rev-parse", "HEAD")
-    at = 1
-    project.ok(start)
-    while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
-        assert code == -signal.SIGKILL
-        if start == "clean" and project.tree.exists():  # whole, or not there at all
-            assert git(project.tree, "rev-parse", "HEAD") == head
-        project.ok("apply")
-        assert git(project.tree, "rev-parse", "HEAD") == head
-        assert git(project.tree, "status", "--porcelain") == ""
+def all_changes(project: Project) -> list[str]:
+    """A commit more, one less, one changed and one renamed; the command that exports them."""
+    git(project.tree, "reset", "-q", "--hard", "HEAD~2")
+    (project.tree / "toy/new.txt").write_text("new\n")
+    git(project.tree, "add", "-A")
+    git(project.tree, "commit", "-q", "--amend", "--no-edit")
+    project.commit("More", {"toy/more.txt": b"more\n"})
+    project.commit("Dos", {"toy/dos.txt": b"one\r\ntwo and a half\r\nthree\r\n"})
+    return ["export", "--drop", NAMES[1]]
+
+
+@pytest.mark.parametrize(
+    ("start", "steps"),
+    [("clean", 16), ("unapply", 20), ("export", 20), ("clean-itself", 3)],
+)
+def test_a_kill_at_any_step_is_recovered_by_a_rerun(
+    start: str, steps: int, project: Project, tmp_path: Path
+) -> None:
+    command = ["apply"]
+    if start == "export":
+        command = all_changes(project)
+    elif start == "clean-itself":
+        command = ["clean"]
+    else:
         project.ok(start)
-        at += 5
-    assert at > 10
+    before = Project(tmp_path / "before", project.sources)
+    project.root.rename(before.root)
+
+    def state() -> tuple[object, ...]:
+        head, edited = "", ""
+        if project.tree.exists():
+            head = git(project.tree, "rev-parse", "HEAD", "refs/heads/series", "base")
+            edited = git(project.tree, "status", "--porcelain")
+        build = sorted(path.name for path in (project.root / "build/v1").iterdir())
+        return project.patches(), head, edited, build
+
+    ends = []
+    for at in range(1000):  # 0 is never reached: the state to compare with
+        shutil.copytree(before.root, project.root, symlinks=True)
+        code = killed(project, tmp_path / "bin", at, *command)
+        assert code in (0, -signal.SIGKILL)
+        if code:
+            project.ok(*command)
+        ends.append(state())
+        assert ends[-1] == ends[0], at
+        shutil.rmtree(project.root)
+        if at and not code:
+            break
+    assert len(ends) > steps
 
 
 def test_apply_killed_in_the_middle_of_a_checkout(project: Project, tmp_path: Path) -> None:
     project.ok("unapply")
-    assert kill_apply(project, tmp_path / "bin", on="checkout --quiet --force") == -signal.SIGKILL
+    (tmp_path / "git").write_text(
+        '#!/bin/sh\ncase "$*" in *"checkout --quiet --force"*) kill -KILL $PPID; sleep 1;; esac\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    (tmp_path / "git").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert project.run("apply", env={"PATH": path}).returncode == -signal.SIGKILL
     # What a half-done checkout leaves behind.
     (project.tree / ".git/index.lock").write_text("")
     (project.tree / "toy/model.py").unlink()
