@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,9 @@ from .commits import apply_patches, copy_base, exported, lock_of, patch_id
 from .config import ROOT, Base, Paths
 from .errors import Exit, SeriesError
 from .git import attempt, git
-from .patches import Locked, Mail
+from .patches import LONGEST, NAME, Locked, Mail
 from .state import Record, digest, write_atomic
 from .tree import BRANCH, LOCAL_EDITS, RECORD, edits, operation, settle
-
-LONGEST = 40
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def export(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from . import patches as files
 from .config import Base
-from .patches import STATES, Mail, section
+from .patches import LONGEST, NAME, STATES, Mail, section
 
 TAGS = (
     "Attention|Benchmark|Bugfix|Build|CI|CI/Build|Core|CPU|Doc|Docs|Feature|Frontend|Hardware|"
@@ -158,10 +158,10 @@ def kernel_sources(patch: Patch) -> str:
 
 def patch_name(patch: Patch) -> str:
     """`Patch-Name:` says the file's name: kebab-case, at most 40 characters, no number first."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", patch.name):
+    if not NAME.fullmatch(patch.name):
         return "rename it in kebab-case, beginning with a letter, without a number for the order"
-    if len(patch.name) > 40:
-        return f"shorten the name from {len(patch.name)} to at most 40 characters"
+    if len(patch.name) > LONGEST:
+        return f"shorten the name from {len(patch.name)} to at most {LONGEST} characters"
     if patch.mail.name != patch.name:
         return f"add one trailer `Patch-Name: {patch.name}`"
     return ""

@@ -16,8 +16,11 @@ from . import conditions
 from .conditions import Condition
 from .config import Artifact, Base, parse_toml
 from .errors import Exit, SeriesError
+from .state import read_text
 
 LOCK_HEAD = "# Made by `make export`. Patch, its `git patch-id --stable`, and the tree after it.\n"
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LONGEST = 40  # characters of a name
 STATES = {  # of a patch's subject in a later release: is the patch still needed there?
     "missing": True,
     "broken": True,
@@ -68,18 +71,9 @@ def _parts(text: str) -> list[_Part]:
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SeriesError(
-            Exit.PATCH, f"{file} is missing", hint="restore it with git checkout"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise SeriesError(
-            Exit.PATCH,
-            f"{file} is not UTF-8 text (byte {error.start})",
-            hint="save it as UTF-8, or restore it with git checkout",
-        ) from None
+    if not file.is_file():
+        raise SeriesError(Exit.PATCH, f"{file} is missing", hint="restore it with git checkout")
+    return read_text(file, Exit.PATCH)
 
 
 def sections(base: Base) -> list[Section]:

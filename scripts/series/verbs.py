@@ -14,6 +14,7 @@ from . import settings, tree
 from .command import Command
 from .config import Paths
 from .errors import Exit, SeriesError
+from .lint import lint
 from .state import locked
 
 
@@ -105,13 +106,14 @@ def export(command: Command) -> Exit:
 
 
 def check(command: Command) -> Exit:
-    """Lint, apply exactly to a scratch tree, round trip, lock, trailers."""
-    found = checks.check_lint(command.base)
+    """Lint, apply exactly to a scratch tree, round trip, lock, trailers, index."""
+    found = lint(command.base)
     if not found and not command.args.lint:
         # Not the lock of the work tree, which it does not touch.
         with command.lock(".check.lock"):
             command.report = checks.check_series(command.base, command.paths, command.fetch)
         found = checks.check_trailers(command)
+    found = found or checks.check_index()
     command.report["findings"] = [vars(finding) for finding in found]
     for finding in found:
         command.say(str(finding))
