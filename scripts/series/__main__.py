@@ -3,6 +3,11 @@
 
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036
+    message = "error: this is Python %d.%d, the tool needs 3.10 or newer; set PYTHON="
+    print(message % sys.version_info[:2], file=sys.stderr)
+    sys.exit(2)
+
 from .cli import main
 
 sys.exit(main())

@@ -9,13 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import cuda, engine, kernels
+from . import cuda, engine, kernels, settings, tree
 from . import env as environments
 from .command import Command
 from .config import Paths
 from .errors import Exit, SeriesError
 from .git import git
-from .state import locked, make_build_folder
 from .steps import Steps
 
 CPU_CHECK = """
@@ -43,13 +42,7 @@ for name in sys.argv[1:]:
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `build`."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
-    parser.add_argument("--cuda-archs", default="", help="for source: 9.0, or a list")
-    parser.add_argument(
-        "--torch-index", default="", help="index (or folder) with torch's CPU build"
-    )
-    parser.add_argument("--python", default="", help="interpreter of the environment, 3.10 to 3.13")
+    settings.add_arguments(parser, settings.BUILD)
     parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
 
 
@@ -57,9 +50,47 @@ def run(command: Command) -> Exit:
     """Bring environment, kernels and installation up to date; say so if they were."""
     base, paths, args = command.base, command.paths, command.args
     steps = Steps(paths.state / "logs", quiet=args.json)
+    device, archs = _plan(command, steps)
+    start = time.monotonic()
+    with command.lock():
+        before, edited = tree.ignored(paths.tree), _edited(paths)
+        torch = environments.torch_index(args.torch_index)
+        changed = environments.make(base, paths, steps, device, args.python, torch)
+        installed, files = _install(command, steps, device, archs)
+        changed |= installed
+        tree.remember_built(paths.tree, before)
+        checked = environments.read_stamp(paths).get("checked")
+        if changed or checked != [device, args.kernels]:
+            steps.say("check: the kernels load")
+            check(paths, steps, device, files)
+            if _edited(paths) != edited:
+                raise SeriesError(
+                    Exit.BUILD,
+                    f"the build left files in {paths.tree} that git does not ignore",
+                    hint="see git status there, and report it",
+                )
+            environments.write_stamp(paths, checked=[device, args.kernels])
+            steps.say(f"built in {time.monotonic() - start:.0f} s: {environments.python(paths)}")
+        else:
+            steps.say(f"nothing to do: {environments.python(paths)} is up to date")
+    command.report = {
+        "changed": changed,
+        "device": device,
+        "kernels": args.kernels,
+        "python": str(environments.python(paths)),
+    }
+    return Exit.OK
+
+
+def _edited(paths: Paths) -> str:
+    return git(paths.tree, "status", "--porcelain", "--untracked-files=all")
+
+
+def _plan(command: Command, steps: Steps) -> tuple[str, str]:
+    """The device and its architectures; raise before anything is downloaded if it cannot work."""
+    paths, args = command.paths, command.args
     if args.jobs < 0:
         raise SeriesError(Exit.USAGE, f"JOBS={args.jobs} is no number of jobs", hint="write JOBS=2")
-    jobs = args.jobs or len(os.sched_getaffinity(0))
     device = args.device
     if device == "auto":
         device = "cuda" if cuda.has_gpu() else "cpu"
@@ -68,52 +99,42 @@ def run(command: Command) -> Exit:
         raise SeriesError(
             Exit.USAGE,
             "TORCH_INDEX is for torch's CPU build",
-            hint="add DEVICE=cpu, or leave it out",
+            hint="add DEVICE=cpu, or forget it with TORCH_INDEX= empty",
         )
     if not (paths.tree / ".git").exists():
         raise SeriesError(Exit.DIRTY, f"there is no work tree {paths.tree}", hint="run make apply")
-    # Before anything is downloaded: what this machine cannot do.
-    archs = ""
+    kernels.check_machine(cpu=device == "cpu")
     if device == "cpu":
-        kernels.check_machine()
         kernels.compiler()
     elif args.kernels == "source":
-        archs = cuda.architectures(args.cuda_archs)
+        return device, cuda.architectures(args.cuda_archs)
+    else:
+        cuda.refuse_other_sources(paths.tree)
+    return device, ""
 
-    start = time.monotonic()
-    make_build_folder(paths.build)
-    with locked(paths.state / ".lock", args.wait):
-        torch = environments.torch_index(args.torch_index)
-        changed = environments.make(base, paths, steps, device, args.python, torch)
-        files: dict[str, Path] = {}
-        if device == "cuda" and args.kernels == "source":
-            steps.say(f"kernels: vLLM's CUDA build for {archs}, -j {jobs}; this takes long")
-            setup = cuda.source_environment(paths, archs, jobs)
-            changed |= environments.install_editable(paths, steps, base.version, setup)
+
+def _install(
+    command: Command, steps: Steps, device: str, archs: str
+) -> tuple[bool, dict[str, Path]]:
+    """Install vLLM from the work tree, with kernels; whether that changed anything, and these."""
+    base, paths, args = command.base, command.paths, command.args
+    jobs = args.jobs or len(os.sched_getaffinity(0))
+    if device == "cuda" and args.kernels == "source":
+        steps.say(f"kernels: vLLM's CUDA build for {archs}, -j {jobs}; this takes long")
+        setup = cuda.source_environment(paths, archs, jobs)
+        return environments.install_editable(paths, steps, base.version, setup), {}
+    # vLLM picks its CPU platform by this local version.
+    version = f"{base.version}+cpu" if device == "cpu" else base.version
+    setup = {"VLLM_TARGET_DEVICE": "empty"}
+    # Beside the compile, which keeps a second processor busy for only half of its time.
+    with ThreadPoolExecutor(1) as pool:
+        installed = pool.submit(environments.install_editable, paths, steps, version, setup)
+        if device == "cpu":
+            files = kernels.make(paths, steps, jobs)
         else:
-            # vLLM picks its CPU platform by this local version.
-            version = f"{base.version}+cpu" if device == "cpu" else base.version
-            setup = {"VLLM_TARGET_DEVICE": "empty"}
-            # Beside the compile, which keeps a second processor busy for only half of its time.
-            with ThreadPoolExecutor(1) as pool:
-                installed = pool.submit(environments.install_editable, paths, steps, version, setup)
-                if device == "cpu":
-                    files = kernels.make(paths, steps, jobs)
-                else:
-                    sources = Path(args.sources) if args.sources else None
-                    files = cuda.precompiled(base, paths, steps, sources)
-            changed |= installed.result()
-            changed |= kernels.link(paths.tree, files, paths.kernels)
-        checked = environments.read_stamp(paths).get("checked")
-        if changed or checked != [device, args.kernels]:
-            steps.say("check: the kernels load")
-            check(paths, steps, device, files)
-            environments.write_stamp(paths, checked=[device, args.kernels])
-            steps.say(f"built in {time.monotonic() - start:.0f} s: {environments.python(paths)}")
-        else:
-            steps.say(f"nothing to do: {environments.python(paths)} is up to date")
-    command.report = {"changed": bool(changed), "python": str(environments.python(paths))}
-    return Exit.OK
+            files = cuda.precompiled(base, paths, steps, command.sources())
+    changed = installed.result()
+    return kernels.link(paths.tree, files, paths.kernels) or changed, files
 
 
 def check(paths: Paths, steps: Steps, device: str, files: dict[str, Path]) -> None:
@@ -135,9 +156,3 @@ def check(paths: Paths, steps: Steps, device: str, files: dict[str, Path]) -> No
         cwd=paths.state,
         hint="remove the environment's folder and run it again; if that does not help, report it",
     )
-    if git(paths.tree, "status", "--porcelain", "--untracked-files=all"):
-        raise SeriesError(
-            Exit.BUILD,
-            f"the build left files in {paths.tree} that git does not ignore",
-            hint="see git status there, and report it",
-        )

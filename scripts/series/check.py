@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from . import patches as files
+from . import releases
+from .command import Command
+from .commits import build, compare_lock
 from .config import ROOT, Base, Paths
 from .errors import Exit, SeriesError
-from .lint import Finding, lint
+from .lint import Finding
 from .patches import Locked
-from .tree import build, compare_lock
 
 
-def check_lint(base: Base) -> list[Finding]:
-    """The findings of the lint, and whether the index is the one export writes."""
-    found = lint(base)
-    if not found:
-        index = ROOT / "patches/README.md"
-        if not index.is_file() or index.read_text(encoding="utf-8") != files.index(ROOT):
-            found.append(Finding("index", "patches/README.md", "run make export, which writes it"))
-    return found
+def check_index() -> list[Finding]:
+    """Whether the index is the one that export writes."""
+    file = ROOT / "patches/README.md"
+    if file.is_file() and file.read_bytes() == files.index(ROOT).encode():
+        return []
+    return [Finding("index", "patches/README.md", "run make export, which writes it")]
 
 
 def check_series(base: Base, paths: Paths, fetch: Callable[[], Path]) -> dict[str, Any]:
@@ -42,3 +42,9 @@ def check_series(base: Base, paths: Paths, fetch: Callable[[], Path]) -> dict[st
         shutil.rmtree(scratch, ignore_errors=True)
     compare_lock(base, built)
     return {"patches": list(built.patches), "base_tree": built.base}
+
+
+def check_trailers(command: Command) -> list[Finding]:
+    """The patches whose trailers are false on the base or on a later release."""
+    found = [releases.judge(command.base, tree) for tree in releases.trees(command)]
+    return [finding for verdicts in found for finding in releases.findings(verdicts)]

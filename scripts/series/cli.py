@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from . import settings
 from .command import Command
 from .config import ROOT
 from .errors import Exit, SeriesError
@@ -25,20 +32,26 @@ class Verb(NamedTuple):
 
 # The verbs in the order of --help and of `make help`.
 USE = {
-    "doctor": Verb("series.verbs", "name each missing prerequisite and how to get it"),
+    "doctor": Verb("series.doctor", "name each missing prerequisite and how to get it"),
+    "configure": Verb("series.verbs", "keep settings without building"),
     "fetch": Verb("series.verbs", "get the pinned source and compare its sha256"),
     "apply": Verb("series.verbs", "make or update the work tree: one commit a patch"),
     "unapply": Verb("series.verbs", "take the work tree back to the pinned source"),
-    "status": Verb("series.verbs", "say what the work tree holds"),
+    "status": Verb("series.verbs", "say what the work tree holds, and the settings"),
     "build": Verb("series.build", "make the environment and the kernels"),
     "demo": Verb("series.programs", "from nothing to an answer about a picture"),
     "run": Verb("series.programs", "run a command with the engine's environment"),
-    "clean": Verb("series.verbs", "remove the work tree, unless it holds edits"),
-    "distclean": Verb("series.verbs", "remove the build folder, unless it holds edits"),
+    "clean": Verb("series.verbs", "remove the work tree, unless it holds work of yours"),
+    "distclean": Verb("series.verbs", "remove the build folder, unless it holds work of yours"),
 }
 MAINTAIN = {
     "export": Verb("series.verbs", "write the commits of the work tree to patches/"),
-    "check": Verb("series.verbs", "lint, exact apply, round trip, lock"),
+    "check": Verb("series.verbs", "lint, exact apply, round trip, lock, true trailers"),
+    "drop-when": Verb("series.releases", "what each patch says about later releases, and if true"),
+    "diff": Verb(
+        "series.diff", "what a change does to the series, since a commit of this repository"
+    ),
+    "test-tool": Verb("series.selftest", "tests, lint and types of the tool itself"),
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),
     "capabilities": Verb("proof.capabilities", "the page of what works, from the last test-model"),
@@ -49,8 +62,11 @@ MAINTAIN = {
     "train": Verb("series.programs", "train the tiny model from nothing"),
     "speed": Verb("series.programs", "tokens per second without and with drafts"),
     "numerics": Verb("series.programs", "the distance of bf16 on a GPU from float32"),
+    "locks": Verb("series.selftest", "renew the locks of the tool's packages"),
 }
 VERBS = USE | MAINTAIN
+# The verbs that make something keep the settings they are given.
+KEEP = ("configure", "fetch", "apply", "unapply", "build", "check", "drop-when", "diff")
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,11 +101,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="v0.19.1", help="folder of patches/ (%(default)s)")
     parser.add_argument("--build-dir", default=str(ROOT / "build"), help="where all state lives")
     parser.add_argument("--json", action="store_true", help="print a report in JSON")
-    parser.add_argument("--source", choices=("archive", "git"), default="archive")
-    parser.add_argument("--sources", default="", help="folder with a copy of the pinned files")
     parser.add_argument(
         "--wait", type=float, default=600.0, help="seconds to wait for another command (600)"
     )
+    settings.add_arguments(parser, settings.SOURCE)
     module = importlib.import_module(VERBS[name].module)
     if hasattr(module, "add_arguments"):
         module.add_arguments(name, parser)
@@ -105,20 +120,55 @@ def function_of(name: str) -> Callable[[Command], Exit]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status is one of `Exit`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command: Command | None = None
-    report: dict[str, Any] = {}
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file need not be text.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        command = Command(parse(arguments))
-        code = function_of(command.args.verb)(command)
-    except SeriesError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code, report = error.code, {"error": error.what, "hint": error.hint}
-    except OSError as error:
-        print(f"error: {error}; check the file, its permissions and the disk", file=sys.stderr)
-        code, report = Exit.FAILED, {"error": str(error)}
-    except KeyboardInterrupt:
-        print("error: interrupted; run it again to continue", file=sys.stderr)
-        code, report = Exit.INTERRUPTED, {"error": "interrupted"}
-    if "--json" in arguments:
-        print(json.dumps({"exit": int(code), **(command.report if command else {}), **report}))
+        code, report = _run(arguments)
+        if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
+            print(json.dumps({"exit": int(code), **report}))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Or the interpreter tries to write the rest once more, at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.PIPE
     return int(code)
+
+
+def _run(arguments: list[str]) -> tuple[Exit, dict[str, Any]]:
+    command: Command | None = None
+    try:
+        args = parse(arguments)
+        command = Command(args)
+        settings.resolve(args, command.paths, keep=args.verb in KEEP)
+        return function_of(args.verb)(command), command.report
+    except SeriesError as error:
+        code, report = error.code, {"error": error.what, "hint": error.hint}
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        code = Exit.FAILED
+        report = {"error": str(error), "hint": "check the file, its permissions and the disk"}
+    except KeyboardInterrupt:
+        code, report = (
+            Exit.INTERRUPTED,
+            {"error": "interrupted", "hint": "run it again to continue"},
+        )
+    except Exception as error:
+        code = Exit.INTERNAL
+        report = {"error": f"INTERNAL {error!r}", "hint": f"report it with {_log_of(command)}"}
+    said = f"{report['error']}; {report['hint']}" if report["hint"] else report["error"]
+    print("error:", " ".join(said.split("\n")), file=sys.stderr)
+    return code, {**(command.report if command else {}), **report}
+
+
+def _log_of(command: Command | None) -> Path:
+    """Write the traceback of the exception to a file."""
+    folders = [command.paths.build] if command and command.paths.build.is_dir() else []
+    for folder in [*folders, Path(tempfile.gettempdir())]:
+        log = folder / "series-error.log"
+        with contextlib.suppress(OSError):
+            log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+            return log
+    return Path("no log, which could not be written")

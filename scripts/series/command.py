@@ -36,25 +36,26 @@ class Command:
         print(text, file=sys.stderr if self.args.json else sys.stdout, flush=True)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of the base's folder; an unknown base leaves no folder behind."""
+    def lock(self, name: str = ".lock") -> Iterator[None]:
+        """Hold a lock of the base's folder; an unknown base leaves no folder behind."""
         _ = self.base
         make_build_folder(self.paths.build)
-        with locked(self.paths.state / ".lock", self.args.wait):
+        with locked(self.paths.state / name, self.args.wait):
             yield
 
     def sources(self) -> Path | None:
         return Path(self.args.sources) if self.args.sources else None
 
-    def fetch(self) -> Path:
-        """The verified source archive, fetched if it is not there."""
+    def fetch(self, base: Base | None = None) -> Path:
+        """The verified source archive of the base (or another), fetched if it is not there."""
         from . import fetch
 
+        base = base or self.base
         make_build_folder(self.paths.build)
         with locked(self.paths.downloads / ".lock", self.args.wait):
             if self.args.source == "git":
-                return fetch.fetch_git(self.base, self.paths)
-            return fetch.fetch_archive(self.base, self.paths, sources=self.sources())
+                return fetch.fetch_git(base, self.paths)
+            return fetch.fetch_archive(base, self.paths, sources=self.sources())
 
     def origin(self) -> str:
         """What the base commit is made from, for the record of an apply."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,40 @@ ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2]
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The table in `text`; a ValueError if it is not TOML."""
-    # Here, not above: `doctor` and `clean` also run on a Python 3.10 that lacks tomli.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    table: dict[str, Any] = tomllib.loads(text)
+    try:
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ModuleNotFoundError:
+        try:
+            toml = importlib.import_module("pip._vendor.tomli")
+        except ModuleNotFoundError:
+            raise SeriesError(
+                Exit.USAGE,
+                "Python 3.10 cannot read TOML without the package tomli",
+                hint="set PYTHON= to a newer Python, or install tomli",
+            ) from None
+    table: dict[str, Any] = toml.loads(text)
     return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Pythons:
+    """The releases of Python that the engine of a base runs on."""
+
+    least: tuple[int, int]
+    below: tuple[int, int]
+
+    @classmethod
+    def parse(cls, text: str) -> Pythons:
+        match = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", text)
+        if match is None:
+            raise ValueError(f"build.python must be like >=3.10,<3.14, not {text}")
+        return cls((3, int(match[1])), (3, int(match[2])))
+
+    def __contains__(self, version: tuple[int, ...]) -> bool:
+        return self.least <= version[:2] < self.below
+
+    def __str__(self) -> str:
+        return f"3.{self.least[1]} to 3.{self.below[1] - 1}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +77,7 @@ class Base:
     git_commit: str
     wheel: Artifact | None
     torch: str
-    python: str
+    python: Pythons
 
     @property
     def series_file(self) -> Path:
@@ -97,13 +126,13 @@ class Base:
                 git_commit=data["git"]["commit"],
                 wheel=Artifact(**wheel) if wheel else None,
                 torch=data["build"]["torch"],
-                python=data["build"]["python"],
+                python=Pythons.parse(data["build"]["python"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise SeriesError(
                 Exit.USAGE,
                 f"{file.relative_to(root)} cannot be read: {error!r}",
-                hint="compare it with docs/maintain/patch-format.md#base-toml",
+                hint="compare it with docs/maintain/patch-format.md#basetoml",
             ) from error
 
 
@@ -113,6 +142,11 @@ class Paths:
 
     build: Path
     base: str
+
+    @property
+    def settings(self) -> Path:
+        """What make was given once and keeps."""
+        return self.build / "config.mk"
 
     @property
     def downloads(self) -> Path:

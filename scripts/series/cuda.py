@@ -20,7 +20,7 @@ from .config import Base, Paths
 from .errors import Exit, SeriesError
 from .fetch import fetch_wheel
 from .git import git
-from .steps import Steps
+from .steps import Progress, Steps
 
 # The parts that vLLM's CMake takes from GitHub: where it says so, and the variable that names a
 # local copy instead.
@@ -32,6 +32,7 @@ PARTS = {
     "flash-attention": ("cmake/external_projects/vllm_flash_attn.cmake", "VLLM_FLASH_ATTN_SRC_DIR"),
 }
 PROBE_SECONDS = 20
+_TOOLKIT = "install the CUDA {} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
 
 
 def has_gpu() -> bool:
@@ -59,6 +60,17 @@ def _nvidia_smi(query: str) -> list[str]:
 
 
 # ---- KERNELS=precompiled ----
+
+
+def refuse_other_sources(tree: Path) -> None:
+    """Raise if the kernels' sources are not those that the release's binaries come from."""
+    changed = git(tree, "diff", "--name-only", "base", "--", *kernels.SOURCES, "setup.py")
+    if changed:
+        raise SeriesError(
+            Exit.BUILD,
+            f"the release's kernels do not fit: {changed.splitlines()[0]} differs from the base",
+            hint="use KERNELS=source, which compiles the work tree's own",
+        )
 
 
 def precompiled(base: Base, paths: Paths, steps: Steps, sources: Path | None) -> dict[str, Path]:
@@ -93,11 +105,14 @@ def unpack(wheel: Path, folder: Path, source: set[str]) -> int:
             record = next(n for n in archive.namelist() if n.endswith(".dist-info/RECORD"))
             text = archive.read(record).decode()
             listed = {row[0]: row[1] for row in csv.reader(io.StringIO(text)) if row}
-            for info in archive.infolist():
+            members = archive.infolist()
+            progress = Progress()
+            for number, info in enumerate(members):
+                progress.show(f"unpacking {number} of {len(members)}", number / len(members))
                 name = info.filename
                 if info.is_dir() or not name.startswith("vllm/") or name in source:
                     continue
-                # setup.py writes the version; a cached byte code file would be stale.
+                # setup.py writes the version.
                 if name == "vllm/_version.py" or ".." in name.split("/"):
                     continue
                 target = folder / name
@@ -115,6 +130,7 @@ def unpack(wheel: Path, folder: Path, source: set[str]) -> int:
                         hint=f"remove {wheel} and run it again",
                     )
                 count += 1
+            progress.done()
     except (zipfile.BadZipFile, StopIteration, OSError, EOFError) as error:
         raise SeriesError(
             Exit.SOURCE,
@@ -144,20 +160,31 @@ def architectures(wanted: str) -> str:
     return ";".join(dict.fromkeys(names))
 
 
-def toolkit(need: str) -> Path:
-    """The CUDA toolkit's folder; its major version must be that of `need`, torch's own."""
+def compiler(need: str = "12") -> Path:
+    """The CUDA compiler; raise if there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(home or "/usr/local/cuda") / "bin" / "nvcc"
     if not home and not nvcc.is_file():
         nvcc = Path(shutil.which("nvcc") or nvcc).resolve()
-    hint = f"install the CUDA {need} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
     if not nvcc.is_file():
-        raise SeriesError(Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=hint)
+        raise SeriesError(
+            Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=_TOOLKIT.format(need)
+        )
+    return nvcc
+
+
+def toolkit(need: str) -> Path:
+    """The CUDA toolkit's folder; its major version must be that of `need`, torch's own."""
+    nvcc = compiler(need)
     shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"release (\d+)\.(\d+)", shown)
     if not match or match[1] != need.split(".")[0]:
         version = f"CUDA {match[1]}.{match[2]}" if match else "of an unknown version"
-        raise SeriesError(Exit.BUILD, f"{nvcc} is {version}, torch is built with {need}", hint=hint)
+        raise SeriesError(
+            Exit.BUILD,
+            f"{nvcc} is {version}, torch is built with {need}",
+            hint=_TOOLKIT.format(need),
+        )
     return nvcc.parents[1]
 
 

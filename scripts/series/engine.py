@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from . import tools
 from .config import ROOT, Paths
 
 # What an engine on a CPU needs, and what it is quickest with.
@@ -37,6 +38,7 @@ def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:
     }
     return {
         **chosen,
+        **tools.caches(paths),
         "PATH": binaries,
         "PYTHONPATH": os.pathsep.join([str(paths.tree.resolve()), str(ROOT / "scripts")]),
         "VLLM_CACHE_ROOT": str(caches / "vllm"),
@@ -45,6 +47,7 @@ def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
         "NUMBA_CACHE_DIR": str(caches / "numba"),
+        "FLASHINFER_WORKSPACE_BASE": str(caches),
+        "CUDA_CACHE_PATH": str(caches / "cuda"),
         "XDG_CACHE_HOME": str(caches / "xdg"),
-        "TMPDIR": str(caches / "tmp"),
     }

@@ -11,19 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import index
+from . import index, tools
 from .config import Base, Paths
-from .errors import Exit, SeriesError
+from .errors import Exit, SeriesError, hide
 from .git import git
-from .state import digest, write_atomic
+from .state import digest, read_text, write_atomic
 from .steps import Steps
 
-PYTHONS = ((3, 10), (3, 13))
 # Files of vLLM that an editable install reads; everything else is picked up from the tree as it is.
 _METADATA = ("setup.py", "pyproject.toml", "requirements", "README.md", "vllm/envs.py")
 # From the index of torch's CPU builds; the rest of the lock is the same for both builds.
 _TORCH = ("torch", "torchvision")
-_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 _ENTRY = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>\S+)")
 
 
@@ -50,38 +48,28 @@ def version_of(lock: str, name: str) -> str:
     return match["version"]
 
 
-def _wanted_by(lines: list[str]) -> set[str]:
-    """The packages that uv names as the reason for an entry (its `# via` comments)."""
-    text = "".join(line for line in lines if line.lstrip().startswith("#"))
-    return set(text.replace("#", " ").replace("via", " ", 1).split())
-
-
 def without_torch(lock: str) -> str:
-    """The lock without torch, torchvision and the CUDA packages that nothing but torch wants."""
-    packages = entries(lock)
-    dropped = set(_TORCH)
-    while True:
-        more = {
-            name
-            for name, lines in packages.items()
-            if name.startswith(("nvidia-", "cuda-", "triton")) and _wanted_by(lines) <= dropped
-        } - dropped
-        if not more:
-            return "".join("".join(v) for k, v in packages.items() if k not in dropped)
-        dropped |= more
+    """The lock without torch, torchvision and the CUDA libraries, which only torch wants."""
+    kept = {
+        name: lines
+        for name, lines in entries(lock).items()
+        if name not in _TORCH and not name.startswith(("nvidia-", "cuda-"))
+    }
+    return "".join("".join(lines) for lines in kept.values())
 
 
 # ---- the environment ----
 
 
-def interpreter(wanted: str) -> str:
+def interpreter(base: Base, wanted: str) -> str:
     """The Python for the environment: a path or a version for uv; default this one."""
     if wanted:
         return wanted
-    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+    if sys.version_info[:2] not in base.python:
         raise SeriesError(
             Exit.USAGE,
-            f"this is Python {sys.version_info[0]}.{sys.version_info[1]}, vLLM needs 3.10 to 3.13",
+            f"this is Python {sys.version_info[0]}.{sys.version_info[1]}, "
+            f"{base.package} {base.version} needs {base.python}",
             hint="name another with PYTHON=",
         )
     # Not the tool's virtual environment itself: the engine's must survive it.
@@ -98,7 +86,10 @@ def read_stamp(paths: Paths) -> dict[str, Any]:
         found = json.loads(stamp_file(paths).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and python(paths).exists() else {}
+    # A moved checkout or another Python under the same name: the programs in it start no more.
+    where = {"folder": str(paths.env), "interpreter": os.path.realpath(python(paths))}
+    alive = isinstance(found, dict) and python(paths).exists()
+    return found if alive and all(found.get(k, v) == v for k, v in where.items()) else {}
 
 
 def write_stamp(paths: Paths, **values: Any) -> None:
@@ -129,57 +120,94 @@ def make(base: Base, paths: Paths, steps: Steps, device: str, wanted: str, torch
     `wanted` is the Python asked for ('' for any), `torch` an index with torch's CPU build, or ''.
     """
     lock = base.locks / ("cuda.txt" if device == "cuda" else "engine.txt")
-    if not lock.is_file():
-        raise SeriesError(Exit.BUILD, f"{lock} is missing", hint="restore it with git checkout")
-    text = lock.read_text(encoding="utf-8")
-    want = {"lock": digest(text.encode()), "torch_index": index.hide(torch)}
+    text = _read_lock(base, lock)
+    want = {"lock": digest(text.encode()), "torch_index": hide(torch)}
     stamp = read_stamp(paths)
     asked = wanted or stamp.get("python", "")
     if stamp and stamp.get("python") == asked and want == {key: stamp.get(key) for key in want}:
         return False
-
-    uv, uv_env = index.uv(), index.environment()
     if not stamp or stamp.get("python") != asked:
         steps.say("environment: making it")
         steps.run(
             "venv",
-            [uv, "venv", "--clear", "--python", interpreter(wanted), paths.env],
-            env=uv_env,
-            hint="PYTHON= names the interpreter, 3.10 to 3.13",
+            [tools.uv(paths), "venv", "--clear", "--python", interpreter(base, wanted), paths.env],
+            env=index.environment(paths),
+            hint=f"PYTHON= names the interpreter, {base.python}",
         )
-        _check_python(paths)
+        _check_python(base, paths)
     else:
         stamp_file(paths).unlink()  # half an update is no environment
-    hint = "run it again to continue; uv takes its index from UV_DEFAULT_INDEX or pip's settings"
-    sync: list[str | Path] = [
-        *(uv, "pip", "sync", "--python", python(paths), "--require-hashes"),
-    ]
     if torch:
         rest = paths.state / "engine-without-torch.txt"
         write_atomic(rest, without_torch(text).encode())
-        steps.say(f"environment: packages of {lock.name} without torch")
-        steps.run("packages", [*sync, rest], env=uv_env, hint=hint)
-        names = [f"{name}=={version_of(text, name)}+cpu" for name in _TORCH]
-        steps.say(f"environment: {' '.join(names)} from TORCH_INDEX (hashes are not recorded)")
-        # No other index may answer for these two: a public one could offer the same names.
-        only = {key: value for key, value in uv_env.items() if key not in _INDEXES}
-        steps.run(
-            "torch",
-            [
-                *(uv, "pip", "install", "--python", python(paths)),
-                *("--no-deps", "--default-index", torch, *names),
-            ],
-            env=only,
-            hint=f"TORCH_INDEX must offer {' and '.join(names)} for this Python",
-        )
+        _sync(paths, steps, rest, f"packages of {lock.name} without torch")
+        _install_torch(paths, steps, text, torch)
     else:
-        steps.say(f"environment: {len(entries(text))} packages of {lock.name}")
-        steps.run("packages", [*sync, lock], env=uv_env, hint=hint)
-    write_stamp(paths, python=asked, **want)
+        _sync(paths, steps, lock, f"packages of {lock.name}")
+    where = {"folder": str(paths.env), "interpreter": os.path.realpath(python(paths))}
+    write_stamp(paths, python=asked, **where, **want)
     return True
 
 
-def _check_python(paths: Paths) -> None:
+def _read_lock(base: Base, lock: Path) -> str:
+    """The text of a lock, which must have the torch of base.toml."""
+    if not lock.is_file():
+        raise SeriesError(Exit.BUILD, f"{lock} is missing", hint="restore it with git checkout")
+    text = read_text(lock, Exit.BUILD)
+    found = version_of(text, "torch")
+    if found != base.torch:
+        raise SeriesError(
+            Exit.BUILD,
+            f"{lock} has torch {found}, base.toml says {base.torch}",
+            hint="renew the lock, or correct [build] torch",
+        )
+    return text
+
+
+def _sync(paths: Paths, steps: Steps, lock: Path, what: str) -> None:
+    """Make the environment's packages those of a lock."""
+    total = len(entries(read_text(lock, Exit.BUILD)))
+    steps.say(f"environment: {total} {what}")
+    env = index.environment(paths)
+    unpacked = Path(env["UV_CACHE_DIR"]) / "archive-v0"
+
+    def count(folder: Path, pattern: str = "*") -> int:
+        return sum(1 for _ in folder.glob(pattern))
+
+    before = count(unpacked)
+    steps.run(
+        "packages",
+        [
+            *(tools.uv(paths), "pip", "sync", "--python", python(paths)),
+            *("--require-hashes", lock),
+        ],
+        env=env,
+        hint="run it again to continue; uv takes its index from UV_DEFAULT_INDEX or pip's settings",
+        how_far=lambda: (
+            f"packages: {count(unpacked) - before} fetched, "
+            f"{count(paths.env, 'lib/python3*/site-packages/*.dist-info')} of {total} installed"
+        ),
+    )
+
+
+def _install_torch(paths: Paths, steps: Steps, lock: str, torch: str) -> None:
+    """Install torch's CPU build from the index `torch`."""
+    names = [f"{name}=={version_of(lock, name)}+cpu" for name in _TORCH]
+    steps.say(f"environment: {' '.join(names)} from TORCH_INDEX (hashes are not recorded)")
+    # No other index may answer for these two: a public one could offer the same names.
+    env = {k: v for k, v in index.environment(paths).items() if k not in index.INDEXES}
+    steps.run(
+        "torch",
+        [
+            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
+            *("--no-deps", "--default-index", torch, *names),
+        ],
+        env=env,
+        hint=f"TORCH_INDEX must offer {' and '.join(names)} for this Python",
+    )
+
+
+def _check_python(base: Base, paths: Paths) -> None:
     done = subprocess.run(
         [python(paths), "-c", "import sys; print(*sys.version_info[:2])"],
         capture_output=True,
@@ -187,10 +215,11 @@ def _check_python(paths: Paths) -> None:
         check=True,
     )
     version = tuple(map(int, done.stdout.split()))
-    if not PYTHONS[0] <= version <= PYTHONS[1]:
+    if version not in base.python:
         raise SeriesError(
             Exit.USAGE,
-            f"the environment's Python is {version[0]}.{version[1]}, vLLM needs 3.10 to 3.13",
+            f"the environment's Python is {version[0]}.{version[1]}, "
+            f"{base.package} {base.version} needs {base.python}",
             hint="name another with PYTHON=",
         )
 
@@ -222,11 +251,11 @@ def install_editable(paths: Paths, steps: Steps, version: str, extra: dict[str, 
     steps.run(
         "install",
         [
-            *(index.uv(), "pip", "install", "--python", python(paths)),
+            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
             *("--no-build-isolation", "--no-deps", "--editable", paths.tree),
         ],
         env={
-            **index.environment(),
+            **index.environment(paths),
             **extra,
             "VLLM_VERSION_OVERRIDE": version,
             "PATH": f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",

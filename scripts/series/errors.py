@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import re
 
 
 class Exit(enum.IntEnum):
@@ -13,12 +14,14 @@ class Exit(enum.IntEnum):
     FAILED = 1  # a check, a lint or doctor found something wrong
     USAGE = 2  # unknown option, unknown base, unusable value
     SOURCE = 3  # the pinned source or wheel is missing, unreachable or not the pinned one
-    DIRTY = 4  # the work tree holds edits that the command would lose
-    PATCH = 5  # a patch is missing, corrupted or does not apply exactly
+    DIRTY = 4  # the work tree holds work that the command would lose
+    PATCH = 5  # a patch is missing, corrupted, unnamed or does not apply exactly
     LOCK = 6  # the result differs from series.lock
     BUILD = 7  # environment or kernels could not be built
     BUSY = 8  # another command works on the same build folder
+    INTERNAL = 70  # a fault of this tool; its traceback is in a log file
     INTERRUPTED = 130
+    PIPE = 141  # the reader of the output went away
 
 
 class SeriesError(Exception):
@@ -32,3 +35,8 @@ class SeriesError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}; {self.hint}" if self.hint else self.what
+
+
+def hide(text: str) -> str:
+    """`text` without the user names and passwords of its URLs."""
+    return re.sub(r"://[^/@\s]*@", "://", text)

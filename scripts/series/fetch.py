@@ -17,9 +17,10 @@ from pathlib import Path
 
 from . import index
 from .config import Artifact, Base, Paths
-from .errors import Exit, SeriesError
+from .errors import Exit, SeriesError, hide
 from .git import attempt, first_line, git
 from .state import sha256
+from .steps import Progress
 
 RETRIES = 5
 TIMEOUT = 60.0  # seconds without a byte
@@ -50,7 +51,7 @@ def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> 
     if sources is not None:
         _copy(sources / pinned.name, pinned, target)
         return target
-    offer = index.offers(base.package, base.version).get(pinned.name)
+    offer = index.offers(paths, base.package, base.version).get(pinned.name)
     if offer is None:
         raise SeriesError(
             Exit.SOURCE,
@@ -63,7 +64,7 @@ def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> 
             f"the package index offers other bytes as {pinned.name} (sha256 {offer.sha256})",
             hint="use another index, or SOURCES= with a local copy",
         )
-    download(offer.url, pinned, target)
+    download(offer.url, pinned, target, index.environment(paths))
     return target
 
 
@@ -89,15 +90,23 @@ def _accept(part: Path, pinned: Artifact, target: Path, origin: str) -> None:
 
 
 def download(
-    url: str, pinned: Artifact, target: Path, *, sleep: Callable[[float], None] = time.sleep
+    url: str,
+    pinned: Artifact,
+    target: Path,
+    env: dict[str, str],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Fetch `url` into `target`, continuing `target.part` if an earlier try left one."""
+    """Fetch `url` into `target`, continuing `target.part` if an earlier try left one.
+
+    `env` holds what is set for the index: user names, proxies, certificates, trusted hosts.
+    """
     part = target.with_name(target.name + ".part")
     for attempt_number in range(RETRIES):
         resumed = part.exists() and part.stat().st_size > 0
         try:
-            _transfer(url, part, pinned.name)
-            _accept(part, pinned, target, index.hide(url))
+            _transfer(url, part, pinned.name, env)
+            _accept(part, pinned, target, hide(url))
             return
         except SeriesError:
             # What an earlier run left may be the damaged half: once more from the first byte.
@@ -113,8 +122,8 @@ def download(
                 raise _unreachable(url, f"HTTP status {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
             if attempt_number + 1 == RETRIES:
-                raise _unreachable(url, index.hide(str(error))) from error
-            _say(f"{pinned.name}: {index.hide(str(error))}; trying again")
+                raise _unreachable(url, hide(str(error))) from error
+            _say(f"{pinned.name}: {hide(str(error))}; trying again")
         sleep(float(2**attempt_number))
     raise _unreachable(url, "it never arrived whole")
 
@@ -122,25 +131,27 @@ def download(
 def _unreachable(url: str, reason: str) -> SeriesError:
     return SeriesError(
         Exit.SOURCE,
-        f"cannot download {index.hide(url)} ({reason})",
+        f"cannot download {hide(url)} ({reason})",
         hint="run it again to continue, or use SOURCES= with a local copy",
     )
 
 
-def _transfer(url: str, part: Path, name: str) -> None:
+def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
     have = part.stat().st_size if part.exists() else 0
-    bare = index.hide(url)
+    bare = hide(url)
     request = urllib.request.Request(bare)
-    authorization = index.authorization(url) if bare.startswith("http") else ""
+    authorization = index.authorization(url, env) if bare.startswith("http") else ""
     if authorization:
         # Unredirected: a redirect to another host must not see it.
         request.add_unredirected_header("Authorization", authorization)
     if have:
         request.add_header("Range", f"bytes={have}-")
-    env = index.environment()
     proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
     proxies = {scheme: proxy for scheme, proxy in proxies.items() if proxy}
     context = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE"))
+    if index.trusted(url, env):
+        # The bytes are compared with the pinned sha256 all the same.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),
         urllib.request.HTTPSHandler(context=context),
@@ -151,34 +162,15 @@ def _transfer(url: str, part: Path, name: str) -> None:
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab" if have else "wb") as file:
-            progress = _Progress(name, have, total)
+            progress = Progress()
             while block := answer.read(1 << 18):
                 file.write(block)
-                progress.add(len(block))
+                have += len(block)
+                size = f" of {total / 1e6:.1f}" if total else ""
+                progress.show(f"{name}: {have / 1e6:.1f}{size} MB", have / total if total else None)
+            progress.done()
     if total is not None and part.stat().st_size < total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
-
-
-class _Progress:
-    """One rewritten line on a terminal, one line per tenth elsewhere."""
-
-    def __init__(self, name: str, have: int, total: int | None) -> None:
-        self.name, self.have, self.total = name, have, total
-        self.shown = -1
-
-    def add(self, size: int) -> None:
-        self.have += size
-        terminal = sys.stderr.isatty()
-        share = 100 * self.have // self.total if self.total else self.have >> 20
-        step = share if terminal else share // 10
-        if step == self.shown:
-            return
-        self.shown = step
-        text = f"{self.name}: {self.have / 1e6:.1f} MB"
-        if self.total:
-            text += f" of {self.total / 1e6:.1f} MB"
-        end = "\r" if terminal and self.have != self.total else "\n"
-        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _say(text: str) -> None:
@@ -205,10 +197,10 @@ def fetch_git(base: Base, paths: Paths) -> Path:
             check=False,
         )
         if done.returncode:
-            reason = index.hide(first_line(done.stderr or b"")).removeprefix("fatal: ")
+            reason = hide(first_line(done.stderr or b"")).removeprefix("fatal: ")
             raise SeriesError(
                 Exit.SOURCE,
-                f"cannot clone {index.hide(base.git_url)} ({reason})",
+                f"cannot clone {hide(base.git_url)} ({reason})",
                 hint="use SOURCE=archive, the default, or SOURCES= with a local copy",
             )
     commit = git(repo, "rev-parse", f"{ref}^{{commit}}")
@@ -216,7 +208,7 @@ def fetch_git(base: Base, paths: Paths) -> Path:
         git(repo, "update-ref", "-d", ref)
         raise SeriesError(
             Exit.SOURCE,
-            f"{base.git_tag} of {index.hide(base.git_url)} is commit {commit}, not "
+            f"{base.git_tag} of {hide(base.git_url)} is commit {commit}, not "
             f"{base.git_commit} as base.toml says",
             hint="nothing was kept; use SOURCE=archive",
         )

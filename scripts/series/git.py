@@ -10,8 +10,10 @@ from pathlib import Path
 from .errors import Exit, SeriesError
 
 # Who and when of every commit: with it the commit ids are the same everywhere.
-WHO = "series <series@localhost> 1767225600 +0000"
-_WHO = {"NAME": "series", "EMAIL": "series@localhost", "DATE": "1767225600 +0000"}
+EMAIL = "series@localhost"
+_DATE = "1767225600 +0000"
+WHO = f"series <{EMAIL}> {_DATE}"
+_WHO = {"NAME": "series", "EMAIL": EMAIL, "DATE": _DATE}
 
 # Said on the command line because the work tree's own .git/config belongs to the user.
 _CONFIG = {
@@ -52,9 +54,8 @@ _CONFIG = {
     "init.defaultBranch": "series",
     "mailinfo.scissors": "false",
     "maintenance.auto": "false",
-    # The tree is the tool's own, also where a container changes the owner of the checkout.
-    "safe.directory": "*",
 }
+HOME = Path(__file__).parent / "home"
 
 # Highest in precedence: no .gitattributes of upstream may change bytes or hunk headers.
 ATTRIBUTES = "* -text !eol -ident -filter !diff !merge -working-tree-encoding\n"
@@ -91,7 +92,7 @@ def environment() -> dict[str, str]:
         LC_ALL="C",
         TZ="UTC",
         # Not GIT_CONFIG_GLOBAL, which git before 2.32 does not know.
-        HOME="/nonexistent",
+        HOME=str(HOME),
         XDG_CONFIG_HOME="/nonexistent",
     )
     for role in ("AUTHOR", "COMMITTER"):
@@ -100,21 +101,25 @@ def environment() -> dict[str, str]:
 
 
 def attempt(
-    repo: Path, *args: str | Path, stdin: bytes | None = None, index: Path | None = None
+    repo: Path, *args: str | Path, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git in `repo` and return what came of it, failed or not."""
     options = [part for key, value in _CONFIG.items() for part in ("-c", f"{key}={value}")]
-    env = environment()
-    if index is not None:
-        env["GIT_INDEX_FILE"] = str(index)
-    return subprocess.run(
-        ["git", *options, *map(str, args)],
-        cwd=repo,
-        env=env,
-        input=stdin if stdin is not None else b"",
-        capture_output=True,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            ["git", *options, *map(str, args)],
+            cwd=repo,
+            env=environment(),
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        if not repo.is_dir():
+            raise
+        raise SeriesError(
+            Exit.FAILED, "git is missing", hint="make doctor says how to get it"
+        ) from None
 
 
 def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:

@@ -13,15 +13,14 @@ import functools
 import netrc
 import os
 import re
-import shutil
 import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from .config import parse_toml
-from .errors import Exit, SeriesError
+from . import tools
+from .config import Paths, parse_toml
+from .errors import Exit, SeriesError, hide
 
 # pip's setting -> uv's variable
 _FROM_PIP = {
@@ -31,7 +30,7 @@ _FROM_PIP = {
     "trusted-host": "UV_INSECURE_HOST",
     "cert": "SSL_CERT_FILE",
 }
-_UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
+INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +40,13 @@ class Offer:
     name: str
     url: str
     sha256: str  # empty if the index does not say
-    size: int | None  # bytes
-
-
-def hide(text: str) -> str:
-    """`text` without the user names and passwords of its URLs."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 @functools.lru_cache(maxsize=1)
-def pip_settings() -> dict[str, str]:
+def pip_settings(python: Path) -> dict[str, str]:
     """pip's own configuration (files and PIP_* variables), without section names."""
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
     found: dict[str, str] = {}
     rank = {"global": 0, "install": 1, ":env:": 2}
@@ -67,45 +60,37 @@ def pip_settings() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, str]:
+def environment(paths: Paths) -> dict[str, str]:
     """The environment for uv: the caller's, and pip's index where none is set for uv."""
-    env = dict(os.environ)
+    env = {**os.environ, **tools.caches(paths)}
     env.update(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
     # One index must not hide another's files; every file is checked by its hash.
     env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    own_index = any(env.get(name) for name in _UV_INDEX)
-    for key, value in pip_settings().items():
+    own_index = any(env.get(name) for name in INDEXES)
+    pip = pip_settings(tools.uv(paths).with_name("python"))
+    for key, value in pip.items():
         name = _FROM_PIP.get(key)
-        if name and not env.get(name) and not (own_index and name in _UV_INDEX):
+        if name and not env.get(name) and not (own_index and name in INDEXES):
             separator = "," if name == "UV_FIND_LINKS" else " "
             env[name] = separator.join(value.split())
-    proxy = pip_settings().get("proxy", "")
+    proxy = pip.get("proxy", "")
     for scheme in ("http", "https"):
         if proxy and not env.get(f"{scheme}_proxy") and not env.get(f"{scheme.upper()}_PROXY"):
             env[f"{scheme}_proxy"] = proxy
     return env
 
 
-def uv() -> Path:
-    """The uv beside this Python (build/tools), else the one on PATH."""
-    beside = Path(sys.executable).parent / "uv"
-    found = beside if beside.exists() else shutil.which("uv")
-    if not found:
-        raise SeriesError(Exit.SOURCE, "uv is missing", hint="run through make, which installs it")
-    return Path(found)
-
-
-def offers(package: str, version: str) -> dict[str, Offer]:
+def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[str, Offer]:
     """The files of one release by name, as the index lists them; nothing is downloaded or built."""
-    env = environment()
+    uv = tools.uv(paths)
     done = subprocess.run(
         [
-            *(uv(), "pip", "compile", "--quiet", "--no-deps", "--no-header"),
-            *("--format", "pylock.toml", "--python", sys.executable),
+            *(uv, "pip", "compile", "--quiet", "--no-deps", "--no-header"),
+            *("--format", "pylock.toml", "--python", uv.with_name("python")),
             *("--python-platform", "x86_64-manylinux_2_31", "-"),
         ],
         input=f"{package}=={version}\n",
-        env=env,
+        env={**environment(paths), **settings},
         capture_output=True,
         text=True,
         check=False,
@@ -129,16 +114,20 @@ def offers(package: str, version: str) -> dict[str, Offer]:
 def _offer(file: dict[str, Any]) -> Offer:
     url = file.get("url") or Path(file["path"]).resolve().as_uri()
     name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1])
-    return Offer(name, url, file.get("hashes", {}).get("sha256", ""), file.get("size"))
+    return Offer(name, url, file.get("hashes", {}).get("sha256", ""))
 
 
-def authorization(url: str) -> str:
+def trusted(url: str, env: dict[str, str]) -> bool:
+    """Whether the user trusts the host of `url` without a certificate (pip's trusted-host)."""
+    parts = urllib.parse.urlsplit(url)
+    named = re.split(r"[\s,]+", env.get("UV_INSECURE_HOST", ""))
+    return bool({parts.hostname, parts.netloc.rpartition("@")[2]} & set(filter(None, named)))
+
+
+def authorization(url: str, env: dict[str, str]) -> str:
     """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
     parts = urllib.parse.urlsplit(url)
-    env = environment()
-    indexes = [
-        part for name in _UV_INDEX for part in re.split(r"[\s,]+", env.get(name, "")) if part
-    ]
+    indexes = [part for name in INDEXES for part in re.split(r"[\s,]+", env.get(name, "")) if part]
     for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
         other = urllib.parse.urlsplit(candidate)
         if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):

@@ -33,15 +33,19 @@ NAMES = ("vllm/_C.abi3.so", "vllm/_C_AVX512.abi3.so", "vllm/_C_AVX2.abi3.so")
 COMPILER_HINT = "install g++ 12 or newer (Debian: apt-get install g++), or name one with CXX="
 
 
-def check_machine(machine: str = "", cpuinfo: str | None = None) -> None:
-    """Raise unless the kernels can be compiled for this processor and run on it."""
-    machine = machine or platform.machine()
-    if machine not in ("x86_64", "AMD64"):
+def check_machine(
+    machine: str = "", cpuinfo: str | None = None, *, system: str = "", cpu: bool = True
+) -> None:
+    """Raise unless the engine runs on this machine; with `cpu`, its CPU kernels too."""
+    found = f"{system or platform.system()} on {machine or platform.machine()}"
+    if found not in ("Linux on x86_64", "Linux on AMD64"):
         raise SeriesError(
             Exit.BUILD,
-            f"the CPU build is for x86-64 only, this machine is {machine}",
-            hint="build on x86-64; vLLM itself supports it, but this project has not tried",
+            f"the build is for Linux on x86-64 only, this machine is {found}",
+            hint="everything but build, demo and test-model works here",
         )
+    if not cpu:
+        return
     if cpuinfo is None:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     match = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
@@ -49,7 +53,7 @@ def check_machine(machine: str = "", cpuinfo: str | None = None) -> None:
     if lacking:
         raise SeriesError(
             Exit.BUILD,
-            f"the CPU kernels need {' and '.join(sorted(lacking))}, this processor has not",
+            f"this processor lacks {' and '.join(sorted(lacking))}, which the CPU kernels need",
             hint="use a machine of 2013 or later; a virtual machine may hide it (CPU model host)",
         )
 
@@ -94,7 +98,6 @@ def key(paths: Paths, compiler_version: str) -> str:
 
 def make(paths: Paths, steps: Steps, jobs: int) -> dict[str, Path]:
     """Compile the kernels unless the cache has them; the file behind each name in the work tree."""
-    check_machine()
     path, version = compiler()
     folder = paths.kernels / key(paths, version)
     library = folder / f"{TARGET}.abi3.so"

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 
 from . import patches as files
 from .config import Base
-from .patches import Mail, section
+from .patches import LONGEST, NAME, STATES, Mail, section
 
 TAGS = (
     "Attention|Benchmark|Bugfix|Build|CI|CI/Build|Core|CPU|Doc|Docs|Feature|Frontend|Hardware|"
     "Kernel|LoRA|Misc|Model|Multimodal|MM|Perf|Performance|Quantization|Refactor|Spec Decode|"
     "SpecDecode|Test|Tests|V1|XPU"
 )
+FIXES = "fixes of vLLM"
 MACHINE = re.compile(
     r"(?:^|[\s\"'=:(`])(/(?:home|Users|root|work)/[\w.-]+)"
     r"|(https?://[^\s/\"']+/(?:simple|packages|pypi|whl)(?:/|\b))",
@@ -38,8 +39,8 @@ class Finding:
 @dataclasses.dataclass(frozen=True)
 class Patch:
     name: str
-    data: bytes
     mail: Mail
+    releases: tuple[str, ...]  # for which `Upstream:` has to say a state
 
 
 def subject_tag(patch: Patch) -> str:
@@ -62,19 +63,28 @@ def body_sections(patch: Patch) -> str:
 
 
 def trailer_upstream(patch: Patch) -> str:
-    """`Upstream:` holds a URL, or `no` and the reason."""
-    said = patch.mail.trailers.get("Upstream", [])
-    if len(said) == 1 and re.match(r"https://\S+|no\b\W+\w+\W+\w+", said[0]):
-        return ""
-    return "add one trailer `Upstream:` with a URL, or `no` and the reason"
+    """`Upstream:` holds a URL, or `no` and the reason, then the state in each later release."""
+    try:
+        states = patch.mail.upstream().states
+    except ValueError as error:
+        return str(error)
+    for release in (*patch.releases, *states):
+        if release not in states:
+            return f"say in `Upstream:` what {release} does: {'|'.join(STATES)} (evidence)"
+        if release not in patch.releases:
+            return f"name {release} of `Upstream:` in releases.toml, or remove it"
+    return ""
 
 
 def trailer_drop_when(patch: Patch) -> str:
-    """`Drop-When:` names a condition that can be probed: a version, a path or a `name`."""
-    said = patch.mail.trailers.get("Drop-When", [])
-    if len(said) == 1 and re.search(r"\d\.\d|\w/\w|`[^`]+`", said[0]):
+    """Each `Drop-When:` is a condition, and one can be looked up without running a test."""
+    try:
+        found = patch.mail.drop_when()
+    except ValueError as error:
+        return str(error)
+    if any(condition.kind != "test" for condition in found):
         return ""
-    return "add one trailer `Drop-When:` that names a version, a path or a `name` to look for"
+    return "add a trailer `Drop-When:` with a version, symbol or text to look for"
 
 
 def trailer_sign_off(patch: Patch) -> str:
@@ -116,10 +126,8 @@ def text_only(patch: Patch) -> str:
 
 def spdx_header(patch: Patch) -> str:
     """A new Python file that is not empty begins with vLLM's two SPDX lines."""
-    for part in re.split(r"^diff --git ", patch.mail.diff, flags=re.M)[1:]:
-        path = part.split("\n", 1)[0].rsplit(" b/", 1)[-1]
-        if path.endswith(".py") and "\nnew file mode" in part:
-            added = re.findall(r"^\+(?!\+\+ )(.*)$", part, re.M)
+    for path, new, added in patch.mail.changes:
+        if path.endswith(".py") and new:
             lines = added[1:3] if added and added[0].startswith("#!") else added[:2]
             if added and lines != [
                 "# SPDX-License-Identifier: Apache-2.0",
@@ -131,16 +139,32 @@ def spdx_header(patch: Patch) -> str:
 
 def no_machine_names(patch: Patch) -> str:
     """Message and added lines name no home folder and no address of a package index."""
-    added = "\n".join(re.findall(r"^\+(?!\+\+ )(.*)$", patch.mail.diff, re.M))
-    found = MACHINE.search(f"{patch.mail.body}\n{added}")
+    added = [line for change in patch.mail.changes for line in change.added]
+    found = MACHINE.search("\n".join([patch.mail.body, *added]))
     return f"remove {found[1] or found[2]}" if found else ""
 
 
+def kernel_sources(patch: Patch) -> str:
+    """A patch of kernel sources says that the release's binaries do not fit."""
+    paths = [change.path for change in patch.mail.changes]
+    sources = [path for path in paths if re.match(r"(csrc|cmake)/|CMakeLists\.txt$", path)]
+    if sources and "KERNELS=source" not in patch.mail.body:
+        return (
+            f"say `KERNELS=source` in the message: {sources[0]} is compiled, and"
+            " KERNELS=precompiled takes the release's binaries"
+        )
+    return ""
+
+
 def patch_name(patch: Patch) -> str:
-    """The name is kebab-case and begins with a letter: the order is said in `series` only."""
-    if re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", patch.name):
-        return ""
-    return "rename it in kebab-case, beginning with a letter, without a number for the order"
+    """`Patch-Name:` says the file's name: kebab-case, at most 40 characters, no number first."""
+    if not NAME.fullmatch(patch.name):
+        return "rename it in kebab-case, beginning with a letter, without a number for the order"
+    if len(patch.name) > LONGEST:
+        return f"shorten the name from {len(patch.name)} to at most {LONGEST} characters"
+    if patch.mail.name != patch.name:
+        return f"add one trailer `Patch-Name: {patch.name}`"
+    return ""
 
 
 PATCH_RULES: tuple[Callable[[Patch], str], ...] = (
@@ -156,35 +180,64 @@ PATCH_RULES: tuple[Callable[[Patch], str], ...] = (
     text_only,
     spdx_header,
     no_machine_names,
+    kernel_sources,
     patch_name,
 )
 
 
-def series_exists(base: Base) -> Iterator[tuple[str, str]]:
+Patches = dict[str, Patch]  # those that exist, in the order of the series
+
+
+def series_exists(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
     """Every listed patch exists."""
     for name in files.names(base):
-        if not base.patch(name).is_file():
+        if name not in found:
             yield "series", f"{name}.patch is missing; restore it or remove the name"
 
 
-def series_complete(base: Base) -> Iterator[tuple[str, str]]:
+def series_complete(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
     """Every patch file is listed."""
-    for path in sorted(base.folder.glob("*.patch")):
-        if path.stem not in files.names(base):
-            yield path.name, "list it in series, or remove the file"
+    for name in sorted(found.keys() - set(files.names(base))):
+        yield f"{name}.patch", "list it in series, or remove the file"
 
 
-def series_unique(base: Base) -> Iterator[tuple[str, str]]:
+def series_unique(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
     """No patch is listed twice."""
     listed = files.names(base)
     for name in sorted({name for name in listed if listed.count(name) > 1}):
         yield "series", f"{name} is listed twice; remove one of the lines"
 
 
-SERIES_RULES: tuple[Callable[[Base], Iterator[tuple[str, str]]], ...] = (
+def series_sections(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
+    """Each section has its own title and one sentence; once there is one, every name is in one."""
+    parts = files.sections(base)
+    titles = [part.title for part in parts]
+    for part in parts if any(titles) else ():
+        if not part.title:
+            yield "series", f"move {', '.join(part.names) or 'the names'} into a section"
+        elif titles.count(part.title) > 1:
+            yield "series", f"give each of the sections {part.title!r} a title of its own"
+        elif part.title.startswith("#") or not part.purpose or ". " in part.purpose:
+            yield "series", f"write the section {part.title!r} as `## title: one sentence`"
+
+
+def fixes_alone(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
+    """A patch of `fixes of vLLM` touches no file that another patch of the series adds."""
+    makers = {c.path: name for name, p in found.items() for c in p.mail.changes if c.new}
+    for part in files.sections(base):
+        for name in part.names if part.title == FIXES else ():
+            for change in found[name].mail.changes if name in found else ():
+                maker = makers.get(change.path, name)
+                if maker != name:
+                    yield f"{name}.patch", f"leave {change.path} alone, which {maker} adds"
+
+
+SERIES_RULES: tuple[Callable[[Base, Patches], Iterator[tuple[str, str]]], ...] = (
     series_exists,
     series_complete,
     series_unique,
+    series_sections,
+    fixes_alone,
 )
 
 
@@ -193,17 +246,22 @@ def rule_id(rule: Callable[..., object]) -> str:
 
 
 def lint(base: Base) -> list[Finding]:
-    """All broken rules of a base, in the order of the series."""
-    found = [
+    """All broken rules of a base: those of the series, then each patch's in their order."""
+    order = files.names(base)
+    releases = tuple(files.releases(base))
+    present = {path.stem: path for path in sorted(base.folder.glob("*.patch"))}
+    found: Patches = {}
+    for name in dict.fromkeys([*order, *present]):
+        if name in present:
+            found[name] = Patch(name, Mail.parse(present[name].read_bytes()), releases)
+    broken = [
         Finding(rule_id(rule), where, message)
         for rule in SERIES_RULES
-        for where, message in rule(base)
+        for where, message in rule(base, found)
     ]
-    for path in sorted(base.folder.glob("*.patch")):
-        data = path.read_bytes()
-        patch = Patch(path.stem, data, Mail.parse(data))
+    for name, patch in found.items():
         for check in PATCH_RULES:
             message = check(patch)
             if message:
-                found.append(Finding(rule_id(check), path.name, message))
-    return found
+                broken.append(Finding(rule_id(check), f"{name}.patch", message))
+    return broken

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from typing import NamedTuple
 
 from . import engine
@@ -14,19 +15,23 @@ from .errors import Exit, SeriesError
 
 
 class Program(NamedTuple):
-    """A module that runs in the engine's environment; `cpu` if only there on a CPU."""
+    """A module that runs in the engine's environment; `cpu` if only there on a CPU.
+
+    `given` are its options unless the user gives them: {tree} and {build} are filled in.
+    """
 
     module: str
+    given: tuple[str, ...] = ("--tree", "{tree}")
     cpu: bool = True
 
 
 PROGRAMS = {
-    "demo": Program("tiny.demo", cpu=False),
+    "demo": Program("tiny.demo", ("--tree", "{tree}", "--folder", "{build}/demo"), cpu=False),
     "evaluate": Program("tiny.evaluate"),
     "lossless": Program("tiny.lossless"),
-    "train": Program("tiny.train", cpu=False),
-    "speed": Program("bench.mtp", cpu=False),
-    "numerics": Program("bench.numerics", cpu=False),
+    "train": Program("tiny.train", ("--tree", "{tree}", "--out", "{build}/tiny"), cpu=False),
+    "speed": Program("bench.mtp", ("--out", "{build}/speed"), cpu=False),
+    "numerics": Program("bench.numerics", ("--out", "{build}/numerics.json"), cpu=False),
 }
 
 
@@ -45,9 +50,17 @@ def run(command: Command) -> Exit:
     if program is None and not arguments:
         raise SeriesError(Exit.USAGE, "no command is named", hint="write series run -- COMMAND")
     python = str(environments.python(paths))
-    argv = [python, "-m", program.module, *arguments] if program else arguments
-    env = engine.environment(paths, cpu=bool(program and program.cpu))
-    (paths.state / "cache" / "tmp").mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(argv, env=env, check=False)
+    argv = arguments
+    if program:
+        places = {"tree": paths.tree, "build": paths.build}
+        given = [word.format_map(places) for word in program.given]
+        argv = [python, "-m", program.module, *given, *arguments]
+    done = subprocess.run(
+        argv,
+        env=engine.environment(paths, cpu=bool(program and program.cpu)),
+        # With --json standard output is left to the report.
+        stdout=sys.stderr if command.args.json else None,
+        check=False,
+    )
     command.report = {"status": done.returncode}
     return Exit.OK if done.returncode == 0 else Exit.FAILED

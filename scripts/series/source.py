@@ -26,16 +26,23 @@ def import_archive(base: Base, archive: Path, repo: Path) -> None:
         stderr=subprocess.PIPE,
     )
     assert importer.stdin is not None and importer.stderr is not None
+    reason = ""
     try:
         with importer.stdin as out, tarfile.open(archive) as stream:
             _write_commit(base, stream, out)
+    except BrokenPipeError:
+        pass  # it has ended, and says why
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be imported: {error}") from error
+        reason = str(error)
     finally:
         message = importer.stderr.read()
         code = importer.wait()
-    if code:
-        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be imported: {first_line(message)}")
+    if code or reason:
+        raise SeriesError(
+            Exit.SOURCE,
+            f"{archive.name} cannot be imported ({reason or first_line(message)})",
+            hint="check the disk, and run it again",
+        )
 
 
 def _write_commit(base: Base, stream: tarfile.TarFile, out: IO[bytes]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written under the build folder: locks, the record of an apply, atomic files."""
+"""What is written under the build folder: its tag, locks, the record of an apply, atomic files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,38 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from .errors import Exit, SeriesError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by the series tool.\n"
+# What a folder may hold that was made before the tag was: the environments of the tool.
+_EARLIER = {"dev", "tools", "dev.lock", "tools.lock"}
 
 
 def make_build_folder(folder: Path) -> None:
     """Create the build folder with the tag by which `distclean` knows it as its own."""
     folder.mkdir(parents=True, exist_ok=True)
     tag = folder / "CACHEDIR.TAG"
-    if not tag.exists() and {p.name for p in folder.iterdir()} <= {"dev", "tools"}:
-        tag.write_text(TAG)
+    if not tag.exists() and {path.name for path in folder.iterdir()} <= _EARLIER:
+        tag.write_text(TAG, encoding="utf-8")
+
+
+def read_text(path: Path, code: Exit) -> str:
+    """The text of a file; an error with `code` if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SeriesError(
+            code,
+            f"{path} is not UTF-8 text (byte {error.start})",
+            hint="save it as UTF-8, or restore it with git checkout",
+        ) from None
 
 
 def write_atomic(path: Path, data: bytes) -> bool:
@@ -54,26 +70,33 @@ def sha256(path: Path) -> str:
 @contextlib.contextmanager
 def locked(file: Path, wait: float) -> Iterator[None]:
     """Hold the lock `file`; wait at most `wait` seconds for another command to release it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as handle:
-        end = time.monotonic() + wait
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= end:
-                    raise SeriesError(
-                        Exit.BUSY,
-                        f"another command works on this build folder (lock {file})",
-                        hint="wait for it, or use another BUILD_DIR=",
-                    ) from None
-            if not told:
-                print("waiting for another command to finish", file=sys.stderr)
-                told = True
-            time.sleep(0.05)
-        yield
+    end = time.monotonic() + wait
+    told = False
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as handle:
+            if _take(handle, file):
+                yield
+                return
+        if time.monotonic() >= end:
+            raise SeriesError(
+                Exit.BUSY,
+                f"another command works on this build folder (lock {file})",
+                hint="wait for it, or use another BUILD_DIR=",
+            )
+        if not told:
+            print("waiting for another command to finish", file=sys.stderr)
+            told = True
+        time.sleep(0.05)
+
+
+def _take(handle: IO[str], file: Path) -> bool:
+    """Lock `handle`; False if another has it, or has removed the file together with its folder."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(handle.fileno()).st_ino == file.stat().st_ino
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long commands of the build: their output goes to a log file, and the user sees plain lines."""
+"""Long commands of the build: their output goes to a log file, and the user sees how far they are.
+
+On a terminal one line is written again and again, elsewhere plain lines follow each other.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import Exit, SeriesError
 
 TAIL = 20  # lines of a failed command's log that are shown
-_NINJA = re.compile(r"\[\d+/\d+\] ")
+EVERY = 15.0  # seconds between two plain lines
+_NINJA = re.compile(r"\[(\d+)/(\d+)\] ")
+
+
+class Progress:
+    """How far something is, on standard error."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.width = 0
+        self.next = time.monotonic() + (0 if self.terminal else EVERY)
+        self.tenth = 0
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show `text` if it is time to, or if another tenth of the whole is done."""
+        now = time.monotonic()
+        tenth = int(10 * share) if share is not None else self.tenth
+        if now < self.next and (self.terminal or tenth == self.tenth):
+            return
+        self.next = now + (0.1 if self.terminal else EVERY)
+        self.tenth = tenth
+        if self.terminal:
+            print(f"\r{text:{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Take the rewritten line away."""
+        if self.width:
+            print(f"\r{'':{self.width}}\r", end="", file=sys.stderr, flush=True)
+            self.width = 0
 
 
 class Steps:
@@ -35,17 +71,18 @@ class Steps:
         hint: str = "",
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        how_far: Callable[[], str] | None = None,
     ) -> float:
         """Run a command to its end and return its seconds; raise Exit.BUILD if it fails.
 
-        `env` is the whole environment of the command; None hands on the caller's.
-        Ninja's counter lines are passed on as they come, everything else only reaches the log.
+        `env` is the whole environment of the command; None hands on the caller's. Its output
+        reaches the log. The user sees ninja's counter, or what `how_far` says now and then.
         """
         log = self.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [str(part) for part in argv]
         start = time.monotonic()
-        with log.open("w", encoding="utf-8", errors="replace") as file:
+        with log.open("w", encoding="utf-8", errors="replace") as file, _watched(how_far) as seen:
             print("$", *command, file=file, flush=True)
             try:
                 child = subprocess.Popen(
@@ -56,6 +93,7 @@ class Steps:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
+                    encoding="utf-8",
                     errors="replace",
                 )
             except FileNotFoundError as error:
@@ -65,8 +103,8 @@ class Steps:
                 for line in child.stdout:
                     file.write(line)
                     file.flush()
-                    if _NINJA.match(line):
-                        self.say("  " + line.rstrip())
+                    if match := _NINJA.match(line):
+                        seen.show(f"{name}: {line.strip()[:70]}", int(match[1]) / int(match[2]))
         if child.returncode:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in lines[-TAIL:]:
@@ -77,3 +115,22 @@ class Steps:
                 hint=hint or "the end of its log is above",
             )
         return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def _watched(how_far: Callable[[], str] | None) -> Iterator[Progress]:
+    """Show what `how_far` says, from a thread of its own, while the block runs."""
+    progress, ended = Progress(), threading.Event()
+
+    def watch() -> None:
+        while how_far and not ended.wait(0.5):
+            progress.show(how_far())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        ended.set()
+        thread.join()
+        progress.done()

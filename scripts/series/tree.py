@@ -1,171 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work tree: apply, unapply, status and export."""
+"""The work tree: apply, unapply, status and clean."""
 
 from __future__ import annotations
 
-import itertools
-import re
+import json
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from . import patches as files
-from .config import ROOT, Base, Paths
+from . import settings
+from .commits import build, compare_lock
+from .config import Base, Paths
 from .errors import Exit, SeriesError
-from .git import ATTRIBUTES, FORMAT, attempt, first_line, git
-from .patches import Locked, Mail
-from .source import import_archive
+from .git import EMAIL, attempt, git
 from .state import Record, digest, sha256, write_atomic
 
 RECORD = ".git/series-record.json"
 SWITCH = ".git/series-switch.json"  # the record a switch is going to, while it runs
-BUSY_FILES = ("rebase-apply", "rebase-merge", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD")
+BUILT = ".git/series-built.json"  # the ignored files that a build left in the tree
+BRANCH = "refs/heads/series"
+OPERATIONS = (
+    *("rebase-apply", "rebase-merge", "sequencer"),
+    *("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "BISECT_LOG"),
+)
+# What Python and its tools leave behind; nobody's work.
+CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+LOCAL_EDITS = "docs/maintain/workflow.md#local-edits"
 
 
-# ---- building commits in a scratch repository ----
+# ---- what a command could lose ----
 
 
-def init(repo: Path) -> None:
-    """An empty repository whose settings keep bytes as they are, for the user's own git too."""
-    repo.mkdir(parents=True)
-    git(repo, "init", "--quiet", "--template=")
-    git(repo, "symbolic-ref", "HEAD", "refs/heads/series")
-    for key, value in (("core.autocrlf", "false"), ("am.keepcr", "true"), ("gc.auto", "0")):
-        git(repo, "config", key, value)
-    (repo / ".git/info").mkdir(exist_ok=True)
-    (repo / ".git/info/attributes").write_text(ATTRIBUTES)
-
-
-def export_commits(repo: Path) -> list[bytes]:
-    """The commits after `base` as patch files, oldest first."""
-    merges = git(repo, "rev-list", "--merges", "base..HEAD")
-    if merges or attempt(repo, "merge-base", "--is-ancestor", "base", "HEAD").returncode:
-        raise SeriesError(
-            Exit.PATCH,
-            f"the commits of {repo} are not a straight line from the tag base",
-            hint="rebase them: git rebase --onto base <first commit>^",
-        )
-    with tempfile.TemporaryDirectory(dir=repo / ".git") as folder:
-        git(repo, "format-patch", "--quiet", *FORMAT, "-o", folder, "base..HEAD")
-        return [path.read_bytes() for path in sorted(Path(folder).iterdir())]
-
-
-def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
-    """Commit the patches on top of HEAD, each exactly: no fuzz, no offset, none dropped."""
-    if not patches:
-        return
-    with tempfile.TemporaryDirectory(dir=repo / ".git") as folder:
-        mails = {name: Path(folder) / f"{name}.patch" for name in patches}
-        for name, mail in mails.items():
-            mail.write_bytes(patches[name])
-            if attempt(repo, "apply", "--numstat", mail).returncode:
-                raise SeriesError(
-                    Exit.PATCH,
-                    f"{name}.patch is corrupted: git cannot read it",
-                    hint="restore it with git checkout, or export it again",
-                )
-        done = attempt(repo, "am", "--quiet", "--keep", "--keep-cr", "--no-3way", *mails.values())
-        # Counted, because git am can succeed and yet leave out a patch.
-        applied = int(git(repo, "rev-list", "--count", "base..HEAD"))
-        if done.returncode or applied != len(patches):
-            name = list(patches)[min(applied, len(patches) - 1)]
-            if not attempt(repo, "apply", "--check", "--reverse", mails[name]).returncode:
-                raise SeriesError(
-                    Exit.PATCH,
-                    f"{name}.patch changes nothing: the source already has it",
-                    hint="remove it from series",
-                )
-            reason = first_line(done.stderr).removeprefix("error: ")
-            raise SeriesError(
-                Exit.PATCH,
-                f"{name}.patch does not apply ({reason})",
-                hint="see docs/maintain/workflow.md#a-patch-does-not-apply",
-            )
-    # Git accepts offsets without a word; only the exported bytes show them.
-    for (name, data), again in zip(patches.items(), export_commits(repo), strict=True):
-        if data != again:
-            pairs = itertools.zip_longest(data.split(b"\n"), again.split(b"\n"))
-            line = next(n for n, (one, two) in enumerate(pairs, start=1) if one != two)
-            raise SeriesError(
-                Exit.PATCH,
-                f"{name}.patch applies only with an offset, or is not what export writes"
-                f" (line {line})",
-                hint="see docs/maintain/workflow.md#a-patch-does-not-apply",
-            )
-
-
-def lock_of(repo: Path, order: list[str]) -> Locked:
-    """What series.lock has to say about the commits of `repo`."""
-    trees = git(repo, "log", "--reverse", "--format=%T", "base..HEAD").split()
-    mails = export_commits(repo)
-    ids = [git(repo, "patch-id", "--stable", stdin=mail).split() for mail in mails]
-    rows = zip(order, ids, trees, strict=True)
-    return Locked(
-        git(repo, "rev-parse", "base^{tree}"),
-        {name: (patch[0] if patch else "-", tree) for name, patch, tree in rows},
-    )
-
-
-def compare_lock(base: Base, built: Locked, *, whole: bool = True) -> None:
-    """Raise Exit.LOCK at the first line in which the result and series.lock differ."""
-    lock = Locked.read(base)
-    if lock is None:
-        return
-    if lock.base != built.base:
-        raise SeriesError(
-            Exit.LOCK,
-            f"the source's tree is {built.base}, {base.lock_file} says {lock.base}",
-            hint="is base.toml of another release? then remove series.lock and export again",
-        )
-    order = list(lock.patches)
-    if (order if whole else order[: len(built.patches)]) != list(built.patches):
-        raise SeriesError(
-            Exit.LOCK,
-            f"{base.lock_file} lists other patches than {base.series_file}",
-            hint="if the change is meant, remove series.lock, then make apply export",
-        )
-    for name, row in built.patches.items():
-        if row != lock.patches[name]:
-            raise SeriesError(
-                Exit.LOCK,
-                f"the tree after {name} is {row[1]}, {base.lock_file} says {lock.patches[name][1]}",
-                hint="if the change is meant, remove series.lock, then make apply export",
-            )
-
-
-def build(base: Base, archive: Path, repo: Path, patches: dict[str, bytes]) -> Locked:
-    """Make the whole history in a fresh `repo`, checked out, and compare it with series.lock."""
-    if repo.exists():
-        shutil.rmtree(repo)
-    init(repo)
-    import_archive(base, archive, repo)
-    git(repo, "tag", "base", "series")
-    git(repo, "reset", "--quiet", "--hard", "base")
-    apply_patches(repo, patches)
-    return lock_of(repo, list(patches))
-
-
-# ---- the user's work tree ----
+def operation(tree: Path) -> str:
+    """The git operation that is under way in the work tree; '' if none is."""
+    found = [name for name in OPERATIONS if (tree / ".git" / name).exists()]
+    return f"an unfinished git operation ({found[0]})" if found else ""
 
 
 def edits(tree: Path, record: Record | None) -> str:
     """What the user has changed in the work tree since the last apply or export; '' if nothing."""
     if not (tree / ".git").exists():
         return "it is not a git work tree of this tool"
-    under_way = [name for name in BUSY_FILES if (tree / ".git" / name).exists()]
-    if under_way:
-        return f"an unfinished git operation ({under_way[0]})"
+    if under_way := operation(tree):
+        return under_way
     if record is None:
         return "no record of an apply"
     changed = git(tree, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     if changed:
         paths = [entry[3:] for entry in changed.split("\0") if entry]
         return f"{len(paths)} changed or new files, the first {paths[0]}"
-    head = git(tree, "rev-parse", "HEAD")
-    if head != record.head:
-        return f"commits that were not exported (HEAD is {head[:12]})"
+    for ref in (BRANCH, "HEAD"):
+        commit = attempt(tree, "rev-parse", "--verify", "--quiet", ref).stdout.decode().strip()
+        if commit != record.head:
+            return f"commits that were not exported ({ref} is {commit[:12] or 'missing'})"
     return ""
 
 
@@ -175,11 +64,76 @@ def refuse_edits(tree: Path, record: Record | None) -> None:
         raise SeriesError(
             Exit.DIRTY,
             f"{tree} holds {found}",
-            hint="commit and make export, or drop them: see docs/maintain/workflow.md#local-edits",
+            hint=f"commit and make export, or drop them: see {LOCAL_EDITS}",
         )
 
 
-def _settle(tree: Path) -> None:
+def ignored(tree: Path) -> set[str]:
+    """The files of the work tree that git ignores and does not track."""
+    listed = git(tree, "ls-files", "--others", "--ignored", "--exclude-standard", "-z")
+    return {name for name in listed.split("\0") if name}
+
+
+def remember_built(tree: Path, before: set[str]) -> None:
+    """Note that a build has just written the ignored files that were not there `before`."""
+    known = _built(tree) | (ignored(tree) - before)
+    write_atomic(tree / BUILT, json.dumps(sorted(known), indent=1).encode())
+
+
+def _built(tree: Path) -> set[str]:
+    try:
+        return set(json.loads((tree / BUILT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
+
+
+def belongings(paths: Paths) -> Iterator[tuple[str, str]]:
+    """What of the user's would go with the work tree, though it is no edit, and how to save it."""
+    tree = paths.tree
+    for ref in git(tree, "for-each-ref", "--format=%(refname)").splitlines():
+        if ref == "refs/stash":
+            yield "a stash", f"git -C {tree} stash show -p, or git stash branch NAME"
+        elif ref not in (BRANCH, "refs/tags/base"):
+            yield f"the ref {ref}", f"git -C {tree} format-patch -o FOLDER base..{ref}"
+    for folder in _worktrees(tree):
+        ours = folder.is_relative_to((paths.state / "each").resolve())
+        committer = attempt(folder, "log", "-1", "--format=%ce").stdout.decode().strip()
+        if not ours or committer != EMAIL:
+            yield f"the git worktree {folder}", "save its commits, then git worktree remove it"
+    built = _built(tree)
+    for name in sorted(ignored(tree)):
+        path = tree / name
+        parts = set(path.relative_to(tree).parts)
+        # A link holds no work; the kernels are links into the cache.
+        ours = path.is_symlink() or name in built or name == "vllm/_version.py"
+        if not ours and path.suffix != ".pyc" and not parts & CACHES and ".egg-info/" not in name:
+            yield f"{name}, which git ignores", "move it out of the work tree, or remove it"
+
+
+def _worktrees(tree: Path) -> Iterator[Path]:
+    """The git worktrees beside the tree that exist."""
+    listed = git(tree, "worktree", "list", "--porcelain").splitlines()
+    folders = [Path(line.removeprefix("worktree ")) for line in listed if line[:9] == "worktree "]
+    yield from (folder for folder in folders[1:] if folder.is_dir())
+
+
+def refuse_loss(paths: Paths) -> None:
+    """Stop before the work tree is removed with anything of the user's in it."""
+    refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
+    found = list(belongings(paths))
+    if found:
+        (what, how), more = found[0], len(found) - 1
+        raise SeriesError(
+            Exit.DIRTY,
+            f"{paths.tree} holds {what}{f', and {more} more' if more else ''}",
+            hint=f"save it: {how}; see {LOCAL_EDITS}",
+        )
+
+
+# ---- from one state to another ----
+
+
+def settle(tree: Path) -> None:
     """Finish a switch that was interrupted; the tree was clean when it began."""
     target = Record.read(tree / SWITCH)
     if target is not None:
@@ -194,9 +148,23 @@ def _settle(tree: Path) -> None:
 def _switch(tree: Path, staging: Path, target: Record) -> None:
     """Move the clean work tree to a commit of `staging`; unchanged files stay untouched."""
     git(tree, "fetch", "--quiet", "--no-tags", staging, "series")
+    added = git(tree, "diff", "--name-only", "-z", "--diff-filter=A", "HEAD", target.head)
+    _refuse_overwriting(tree, (name for name in added.split("\0") if name))
     git(tree, "tag", "--force", "base", git(staging, "rev-parse", "base"))
     target.write(tree / SWITCH)
-    _settle(tree)
+    settle(tree)
+
+
+def _refuse_overwriting(tree: Path, names: Iterable[str]) -> None:
+    """Git overwrites a file that it ignores with one of the same name from a commit."""
+    for name in names:
+        path = tree / name
+        if path.exists() and not path.is_symlink() and name not in _built(tree):
+            raise SeriesError(
+                Exit.DIRTY,
+                f"a patch brings {name}, and {tree} holds an ignored file of that name",
+                hint="move it out of the work tree",
+            )
 
 
 def apply(
@@ -210,15 +178,15 @@ def apply(
     """
     patches = dict(list(files.read(base).items())[:upto])
     want = {name: digest(data) for name, data in patches.items()}
-    tree = paths.tree
+    tree, staging = paths.tree, paths.state / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
     if tree.exists():
-        _settle(tree)
+        settle(tree)
     record = Record.read(tree / RECORD)
     if record and record.source == source and list(record.patches.items()) == list(want.items()):
         return {**_report(paths, changed=False), "edits": edits(tree, record)}
     if tree.exists():
         refuse_edits(tree, record)
-    staging = paths.state / ".staging"
     built = build(base, fetch(), staging, patches)
     compare_lock(base, built, whole=upto is None)
     fresh = Record(source, git(staging, "rev-parse", "HEAD"), want)
@@ -254,6 +222,7 @@ def status(base: Base, paths: Paths) -> dict[str, Any]:
         "applied": [],
         "edits": "",
         "current": False,
+        "settings": settings.read(paths),
     }
     if not paths.tree.exists():
         return {**report, "state": "absent"}
@@ -269,135 +238,13 @@ def status(base: Base, paths: Paths) -> dict[str, Any]:
     return {**report, "state": state}
 
 
-# ---- export ----
-
-
-def _slug(subject: str) -> str:
-    text = re.sub(r"^(\[[^]]*\]\s*)+", "", subject).lower()
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:60].strip("-") or "patch"
-
-
-def name_commits(repo: Path, mails: list[bytes], known: dict[str, bytes]) -> list[str]:
-    """A name for each exported commit: the one it had, found by its subject, then by its patch id,
-    then by its author and date; a new commit is named after its subject."""
-
-    def keys(data: bytes) -> tuple[str, str, str]:
-        mail = Mail.parse(data)
-        ids = git(repo, "patch-id", "--stable", stdin=data).split()
-        return mail.subject, ids[0] if ids else "", f"{mail.author} {mail.date}"
-
-    old = {name: keys(data) for name, data in known.items()}
-    new = [keys(data) for data in mails]
-    found: dict[int, str] = {}
-    for which in range(3):
-        for number, key in enumerate(new):
-            same = [n for n, k in old.items() if k[which] == key[which] and key[which]]
-            twins = [k for k in new if k[which] == key[which]]
-            if (
-                number not in found
-                and len(same) == 1 == len(twins)
-                and same[0] not in found.values()
-            ):
-                found[number] = same[0]
-    taken = set(found.values())
-    for number, key in enumerate(new):
-        if number not in found:
-            slug = name = _slug(key[0])
-            suffix = iter("bcdefghijklmnopqrstuvwxyz")
-            while name in taken:
-                name = f"{slug}-{next(suffix)}"
-            found[number] = name
-            taken.add(name)
-    return [found[number] for number in range(len(new))]
-
-
-def export(base: Base, paths: Paths, *, root: Path = ROOT) -> dict[str, Any]:
-    """Write the work tree's commits to the patch files, series, series.lock and the index.
-
-    Nothing is written unless every patch applies exactly to the base again and gives the same tree.
-    """
-    tree = paths.tree
-    if not tree.exists():
-        raise SeriesError(Exit.DIRTY, f"there is no work tree {tree}", hint="run make apply first")
-    _settle(tree)
-    record = Record.read(tree / RECORD)
-    found = edits(tree, record)
-    if record is None or (found and not found.startswith("commits")):
-        raise SeriesError(
-            Exit.DIRTY, f"{tree} holds {found}", hint="commit or stash them, then export again"
-        )
-    mails = export_commits(tree)
-    known = {path.stem: path.read_bytes() for path in sorted(base.folder.glob("*.patch"))}
-    named = name_commits(tree, mails, known)
-    fresh = dict(zip(named, mails, strict=True))
-    _refuse_lost_patches(base, record, known, fresh)
-
-    scratch = paths.state / ".scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    init(scratch)
-    git(scratch, "fetch", "--quiet", "--no-tags", tree, "refs/tags/base:refs/tags/base")
-    git(scratch, "reset", "--quiet", "--hard", "base")
-    apply_patches(scratch, fresh)
-    built = lock_of(scratch, named)
-    if git(scratch, "rev-parse", "HEAD^{tree}") != git(tree, "rev-parse", "HEAD^{tree}"):
-        raise SeriesError(Exit.PATCH, f"the patches do not give the tree of {tree} again")
-    canonical = git(scratch, "rev-parse", "HEAD")
-    if git(tree, "rev-parse", "HEAD") != canonical:
-        # The same trees under the commit ids that every other machine gets.
-        git(tree, "fetch", "--quiet", "--no-tags", scratch, "HEAD")
-        git(tree, "reset", "--quiet", "--soft", canonical)
-    shutil.rmtree(scratch)
-
-    changed = [name for name, data in fresh.items() if write_atomic(base.patch(name), data)]
-    removed = [name for name in record.patches if name not in fresh and name in known]
-    if named != files.names(base):
-        text = base.series_file.read_text(encoding="utf-8")
-        write_atomic(base.series_file, files.with_names(text, named).encode())
-    for name in removed:
-        base.patch(name).unlink()
-    write_atomic(base.lock_file, built.text().encode())
-    write_atomic(root / "patches/README.md", files.index(root).encode())
-    Record(record.source, canonical, {n: digest(d) for n, d in fresh.items()}).write(tree / RECORD)
-    return {"patches": named, "changed": changed, "removed": removed}
-
-
-def _refuse_lost_patches(
-    base: Base, record: Record, known: dict[str, bytes], fresh: dict[str, bytes]
-) -> None:
-    """Stop before a patch file is overwritten or removed that the work tree does not contain."""
-    if files.names(base) not in (list(record.patches), list(fresh)):
-        raise SeriesError(
-            Exit.DIRTY,
-            f"{base.series_file} was changed since the last apply",
-            hint="restore it, or commit it and see docs/maintain/workflow.md#local-edits",
-        )
-    for name, data in known.items():
-        if name not in record.patches and name not in fresh:
-            continue
-        same = digest(data) == record.patches.get(name) or data == fresh.get(name)
-        tracked = (
-            name not in record.patches
-            and not attempt(
-                base.folder, "ls-files", "--error-unmatch", base.patch(name).name
-            ).returncode
-        )
-        clean = (
-            tracked
-            and not attempt(
-                base.folder, "diff", "--quiet", "HEAD", "--", base.patch(name).name
-            ).returncode
-        )
-        if not same and not clean:
-            raise SeriesError(
-                Exit.DIRTY,
-                f"{base.patch(name)} was edited since it was applied",
-                hint="make the edit in the work tree, or restore the file with git checkout",
-            )
-
-
 def clean(paths: Paths) -> None:
-    """Remove the work tree, unless it holds edits."""
+    """Remove the work tree, unless it holds work of the user's."""
+    gone = paths.state / ".removed"
+    shutil.rmtree(gone, ignore_errors=True)
     if paths.tree.exists():
-        _settle(paths.tree)
-        refuse_edits(paths.tree, Record.read(paths.tree / RECORD))
-        shutil.rmtree(paths.tree)
+        settle(paths.tree)
+        refuse_loss(paths)
+        # Under its name it is there whole or not at all, also if this is cut off.
+        paths.tree.rename(gone)
+        shutil.rmtree(gone)

@@ -1,36 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that keep the work tree: doctor, fetch, apply, status, export, check and clean."""
+"""The verbs that keep the work tree: fetch, apply, status, export, check and clean."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
+from pathlib import Path
 
+from . import check as checks
+from . import export as exports
+from . import settings, tree
 from .command import Command
 from .config import Paths
 from .errors import Exit, SeriesError
+from .lint import lint
 from .state import locked
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of a verb of this module."""
-    if verb == "doctor":
-        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        parser.add_argument("--kernels", choices=("precompiled", "source"), default="precompiled")
     if verb == "check":
         parser.add_argument("--lint", action="store_true", help="headers and series only")
+    if verb == "export":
+        parser.add_argument(
+            "--drop", action="append", default=[], metavar="NAME", help="remove this patch"
+        )
+    if verb == "configure":
+        settings.add_arguments(parser, settings.BUILD)
 
 
-def doctor(command: Command) -> Exit:
-    """Name each missing prerequisite and the command that installs it."""
-    from .doctor import examine
+def configure(command: Command) -> Exit:
+    """Keep settings without building."""
+    command.report = {"settings": settings.read(command.paths)}
+    _say_settings(command)
+    return Exit.OK
 
-    items = examine(command.paths.build, command.args.device, command.args.kernels)
-    for item in items:
-        mark = "ok     " if item.ok else "missing"
-        command.say(f"{mark} {item.name}: {item.found}{f'; {item.mend}' if item.mend else ''}")
-    command.report = {"items": [vars(item) for item in items]}
-    return Exit.OK if all(item.ok for item in items) else Exit.FAILED
+
+def _say_settings(command: Command) -> None:
+    kept = command.report["settings"]
+    words = " ".join(f"{name}={value}" for name, value in kept.items())
+    command.say(f"settings  {words or 'none'} ({command.paths.settings})")
 
 
 def fetch(command: Command) -> Exit:
@@ -43,12 +53,8 @@ def fetch(command: Command) -> Exit:
 
 def apply(command: Command) -> Exit:
     """Make or update the work tree: one commit a patch."""
-    from . import tree
-
     with command.lock():
-        command.report = tree.apply(
-            command.base, command.paths, command.fetch, command.origin(), upto=None
-        )
+        command.report = tree.apply(command.base, command.paths, command.fetch, command.origin())
     count = len(command.report["patches"])
     if command.report["changed"]:
         command.say(f"applied {count} patches in {command.paths.tree}")
@@ -61,25 +67,20 @@ def apply(command: Command) -> Exit:
 
 def unapply(command: Command) -> Exit:
     """Take the work tree back to the pinned source."""
-    from . import tree
-
     with command.lock():
         command.report = tree.apply(
             command.base, command.paths, command.fetch, command.origin(), upto=0
         )
-    done = (
-        "no patch is applied" if command.report["changed"] else "nothing to do: no patch is applied"
-    )
-    command.say(f"{done} in {command.paths.tree}")
+    nothing = "" if command.report["changed"] else "nothing to do: "
+    command.say(f"{nothing}no patch is applied in {command.paths.tree}")
     return Exit.OK
 
 
 def status(command: Command) -> Exit:
-    """Say what the work tree holds."""
-    from . import tree
-
+    """Say what the work tree holds, and the settings."""
     command.report = report = tree.status(command.base, command.paths)
     command.say(f"base      {report['base']}{'' if report['source'] else ' (not fetched)'}")
+    _say_settings(command)
     command.say(f"work tree {report['tree']}: {report['state']}")
     if report["edits"]:
         command.say(f"edits     {report['edits']}")
@@ -90,24 +91,30 @@ def status(command: Command) -> Exit:
 
 def export(command: Command) -> Exit:
     """Write the commits of the work tree to patches/."""
-    from . import tree
-
+    drop = [name for names in command.args.drop for name in names.split()]
     with command.lock():
-        command.report = report = tree.export(command.base, command.paths)
+        command.report = report = exports.export(command.base, command.paths, drop=drop)
+    for old, new in report["renamed"].items():
+        command.say(f"renamed {old}.patch to {new}.patch")
     for word in ("changed", "removed"):
         for name in report[word]:
-            command.say(f"{word} {name}.patch")
+            if name not in {**report["renamed"], **dict.fromkeys(report["renamed"].values())}:
+                command.say(f"{word} {name}.patch")
     if not report["changed"] and not report["removed"]:
         command.say("no patch changed")
     return Exit.OK
 
 
 def check(command: Command) -> Exit:
-    """Lint, apply exactly to a scratch tree, round trip, lock."""
-    from . import check as checks
-
-    found = checks.check_lint(command.base)
-    command.report = {"findings": [vars(finding) for finding in found]}
+    """Lint, apply exactly to a scratch tree, round trip, lock, trailers, index."""
+    found = lint(command.base)
+    if not found and not command.args.lint:
+        # Not the lock of the work tree, which it does not touch.
+        with command.lock(".check.lock"):
+            command.report = checks.check_series(command.base, command.paths, command.fetch)
+        found = checks.check_trailers(command)
+    found = found or checks.check_index()
+    command.report["findings"] = [vars(finding) for finding in found]
     for finding in found:
         command.say(str(finding))
     if found:
@@ -116,19 +123,14 @@ def check(command: Command) -> Exit:
             f"{len(found)} rules of {command.base.folder} are broken",
             hint="see the lines above",
         )
-    if not command.args.lint:
-        with command.lock():
-            command.report.update(checks.check_series(command.base, command.paths, command.fetch))
     command.say("check passed" if not command.args.lint else "lint passed")
     return Exit.OK
 
 
 def clean(command: Command) -> Exit:
-    """Remove the work tree, unless it holds edits."""
-    from . import tree
-
+    """Remove the work tree, unless it holds work of the user's."""
     command.report = {"removed": command.paths.tree.exists()}
-    if command.report["removed"]:
+    if command.paths.state.exists():
         with locked(command.paths.state / ".lock", command.args.wait):
             tree.clean(command.paths)
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
@@ -136,10 +138,9 @@ def clean(command: Command) -> Exit:
 
 
 def distclean(command: Command) -> Exit:
-    """Remove the build folder, unless a work tree in it holds edits."""
-    from . import tree
-
+    """Remove the build folder, unless a work tree in it holds work of the user's."""
     build = command.paths.build
+    command.report = {"removed": build.exists()}
     if not build.exists():
         command.say("nothing to do")
         return Exit.OK
@@ -147,10 +148,29 @@ def distclean(command: Command) -> Exit:
         raise SeriesError(
             Exit.USAGE, f"{build} was not made by this tool", hint="remove it yourself"
         )
-    for folder in sorted(build.glob("*/vllm")):
-        paths = Paths(build, folder.parent.name)
-        with locked(paths.state / ".lock", command.args.wait):
+    with contextlib.ExitStack() as locks:
+        held = {*build.glob(".*lock"), *build.glob("*/.*lock")}
+        held |= {folder.parent / ".lock" for folder in build.glob("*/vllm")}
+        for lock in sorted(held):
+            locks.enter_context(locked(lock, command.args.wait))
+        every = [Paths(build, folder.parent.name) for folder in sorted(build.glob("*/vllm"))]
+        for paths in every:
+            tree.settle(paths.tree)
+            tree.refuse_loss(paths)
+        for paths in every:
             tree.clean(paths)
-    shutil.rmtree(build)
+        _remove(build)
     command.say(f"removed {build}")
     return Exit.OK
+
+
+def _remove(build: Path) -> None:
+    """Remove the folder; its tag and the locks that others wait for go last."""
+    for path in [*build.iterdir(), *build.glob("*/*")]:
+        if path.name == "CACHEDIR.TAG" or path.name.endswith("lock"):
+            continue
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+        elif not any(path.glob(".*lock")):
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(build)

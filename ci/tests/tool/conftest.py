@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -45,6 +46,8 @@ UPSTREAM: dict[str, bytes] = {
     "run.sh": b"#!/bin/sh\necho $Id$\n",
 }
 CLOCK = itertools.count()
+SCRATCH = {".git", ".staging", ".check", ".diff", ".scratch", ".lock", ".check.lock"}
+SCRATCH |= {"toy-1.0.git", "releases", "cache", "config.mk"}
 GENERATED = ("PKG-INFO", "setup.cfg", "toy.egg-info/PKG-INFO", "toy/_version.py")
 
 MESSAGE = """\
@@ -56,10 +59,16 @@ Change: add it.
 
 Proof: the tests of the tool.
 
-Upstream: no, a toy has no upstream
-Drop-When: toy >= 2.0
+Upstream: no (a toy has no upstream)
+Drop-When: version >= 2.0
 Signed-off-by: Toy Maker <toy@example.com>
 """
+
+
+def message(title: str, name: str = "") -> str:
+    """A commit message; the patch is named after the title unless a name is given."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return MESSAGE.format(title=title).replace("Upstream:", f"Patch-Name: {name}\nUpstream:")
 
 
 def make_sdist(path: Path, files: Mapping[str, bytes] = UPSTREAM) -> None:
@@ -162,7 +171,7 @@ class Project:
             git(self.tree, "add", "-f", name)
         # Two commits of one author are not made in the same second.
         date = f"{1_700_000_000 + next(CLOCK)} +0000"
-        git(self.tree, "commit", "-q", "--date", date, "-m", MESSAGE.format(title=title))
+        git(self.tree, "commit", "-q", "--date", date, "-m", message(title))
 
     def tree_id(self) -> str:
         return git(self.tree, "rev-parse", "HEAD^{tree}")
@@ -178,7 +187,7 @@ class Project:
         for path in sorted(self.root.rglob("*")):
             name = path.relative_to(self.root)
             # Git's own folders, and scratch that the next run removes, are not the user's.
-            if {".git", ".staging", ".check", ".scratch", ".lock", "toy-1.0.git"} & set(name.parts):
+            if SCRATCH & set(name.parts):
                 continue
             if path.is_symlink():
                 found[str(name)] = path.readlink()
@@ -225,6 +234,13 @@ def upstream_git(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def one_line(errors: str) -> str:
+    """The one line that is all there is on standard error: what went wrong, and what to do."""
+    (line,) = errors.splitlines()
+    assert re.fullmatch(r"error: \S.*; \S.*", line), line
+    return line
+
+
 def git_init(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "-q")
@@ -254,7 +270,7 @@ name = "{wheel.name}"
 sha256 = "{digest(wheel)}"
 [build]
 torch = "1"
-python = ">=3.10"
+python = ">=3.10,<3.14"
 """
     )
     (project.base / "series").write_text("# the order\n")

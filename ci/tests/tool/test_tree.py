@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import GENERATED, MESSAGE, NAMES, REPO, UPSTREAM, Project, git
-from series import patches
+from conftest import GENERATED, NAMES, REPO, UPSTREAM, Project, git, message, one_line
+from series.errors import Exit
 
 
 def test_base_commit_holds_the_bytes_of_the_release(fresh: Project) -> None:
@@ -41,7 +42,7 @@ def test_apply_makes_one_commit_a_patch_and_keeps_subjects(fresh: Project) -> No
 
 def test_second_apply_does_nothing_and_needs_no_source(project: Project) -> None:
     before = project.snapshot()
-    done = project.run("apply", "--sources", "/nonexistent", sources=False)
+    done = project.run("apply", "--sources", str(project.base), sources=False)
     assert done.stdout.startswith("nothing to do: 3 patches")
     assert project.snapshot() == before
 
@@ -100,7 +101,7 @@ def test_status_tells_the_states_apart(project: Project) -> None:
 
 
 def test_export_writes_a_new_commit_and_every_tree_agrees(project: Project) -> None:
-    project.commit("Add a Third: part_2!", {"hidden/third.txt": b"third\n"})
+    project.commit("Add a third: part 2!", {"hidden/third.txt": b"third\n"})
     out = project.ok("export")
     assert "changed add-a-third-part-2.patch" in out
     series = (project.base / "series").read_text()
@@ -118,42 +119,78 @@ def test_export_writes_a_new_commit_and_every_tree_agrees(project: Project) -> N
     assert git(project.tree, "rev-parse", "HEAD") == head
 
 
-def test_export_keeps_the_name_of_a_reworded_and_of_a_changed_commit(project: Project) -> None:
-    git(project.tree, "commit", "-q", "--amend", "-m", MESSAGE.format(title="Another subject"))
-    project.ok("export")
-    assert b"Another subject" in project.patch("add-dos-lines").read_bytes()
-    (project.tree / "toy/dos.txt").write_bytes(b"one\r\ntwo and three quarters\r\nthree\r\n")
-    git(project.tree, "commit", "-q", "-a", "--amend", "--no-edit")
-    project.ok("export")
-    assert b"three quarters" in project.patch("add-dos-lines").read_bytes()
+def amend(project: Project, title: str, name: str = "") -> None:
+    git(project.tree, "commit", "-q", "--amend", "-m", message(title, name))
+
+
+def test_export_names_a_patch_after_its_trailer_alone(project: Project) -> None:
     (project.tree / "toy/dos.txt").write_bytes(b"one\r\ntwo and a bit\r\nthree\r\n")
-    git(project.tree, "commit", "-q", "-a", "--amend", "-m", MESSAGE.format(title="Both changed"))
-    project.ok("export")
-    assert b"Both changed" in project.patch("add-dos-lines").read_bytes()
+    git(project.tree, "add", "-A")
+    amend(project, "Another subject and another diff", "add-dos-lines")
+    assert "changed add-dos-lines.patch" in project.ok("export")
+    assert b"Another subject" in project.patch("add-dos-lines").read_bytes()
     assert len(list(project.base.glob("*.patch"))) == 3
+    project.ok("check")
 
 
-def test_export_follows_a_reordered_and_a_dropped_commit(project: Project) -> None:
+def test_a_patch_is_renamed_by_its_trailer(project: Project) -> None:
+    amend(project, "Add DOS lines", "dos")
+    assert "renamed add-dos-lines.patch to dos.patch" in project.ok("export")
+    assert not project.patch("add-dos-lines").exists()
+    assert (project.base / "series").read_text().split()[-3:] == [*NAMES[:2], "dos"]
+    assert "\ndos " in (project.base / "series.lock").read_text()
+    project.ok("check")
+    assert project.ok("apply").startswith("nothing to do")
+
+
+@pytest.mark.parametrize(
+    ("trailers", "says"),
+    [
+        ("", "has no Patch-Name: trailer"),
+        ("Patch-Name: a\nPatch-Name: b\n", "has 2 Patch-Name: trailers"),
+        ("Patch-Name: Add_It\n", "Patch-Name: Add_It"),
+        ("Patch-Name: 9-lives\n", "Patch-Name: 9-lives"),
+        (f"Patch-Name: {'long-' * 8}x\n", "at most 40"),
+        ("Patch-Name: add-the-first\n", "two commits have Patch-Name: add-the-first"),
+    ],
+)
+def test_export_refuses_an_unusable_name(trailers: str, says: str, project: Project) -> None:
+    text = re.sub(r"Patch-Name: .*\n", trailers, message("Odd"))
+    (project.tree / "odd.txt").write_text("odd\n")
+    git(project.tree, "add", "-A")
+    git(project.tree, "commit", "-q", "-m", text)
+    before = project.snapshot()
+    done = project.run("export")
+    assert done.returncode == Exit.PATCH
+    assert says in one_line(done.stderr)
+    assert project.snapshot() == before
+
+
+def test_export_follows_a_reordered_commit(project: Project) -> None:
     dos, second = git(project.tree, "log", "-2", "--format=%H").split()
     git(project.tree, "reset", "-q", "--hard", "HEAD~2")
     git(project.tree, "cherry-pick", dos)
     git(project.tree, "cherry-pick", second)
     project.ok("export")
-    assert (project.base / "series").read_text().split()[3:] == [NAMES[0], NAMES[2], NAMES[1]]
-    project.ok("check")
-    git(project.tree, "reset", "-q", "--hard", "HEAD^")
-    assert "removed add-the-second.patch" in project.ok("export")
-    assert not project.patch("add-the-second").exists()
+    assert (project.base / "series").read_text().split()[-3:] == [NAMES[0], NAMES[2], NAMES[1]]
     project.ok("check")
 
 
-def test_a_patch_is_renamed_as_the_manual_says(project: Project) -> None:
-    project.patch(NAMES[1]).rename(project.patch("second"))
-    project.series(NAMES[0], "second", NAMES[2])
-    (project.base / "series.lock").unlink()
-    project.ok("apply")
-    assert "no patch changed" in project.ok("export")
-    assert "\nsecond " in (project.base / "series.lock").read_text()
+def test_export_drops_a_patch_only_by_name(project: Project) -> None:
+    git(project.tree, "reset", "-q", "--hard", "HEAD~2")
+    before = project.snapshot()
+    for drop in ([], ["--drop", NAMES[1]]):
+        done = project.run("export", *drop)
+        assert done.returncode == Exit.DIRTY
+        assert "add-the-second, add-dos-lines" in one_line(done.stderr)
+        assert 'make export DROP="add-the-second add-dos-lines"' in done.stderr
+    done = project.run("export", "--drop", " ".join(NAMES))
+    assert done.returncode == Exit.USAGE
+    assert NAMES[0] in one_line(done.stderr)
+    assert project.snapshot() == before
+    out = project.ok("export", "--drop", NAMES[1], "--drop", NAMES[2])
+    assert "removed add-the-second.patch" in out
+    assert [path.stem for path in project.base.glob("*.patch")] == [NAMES[0]]
     project.ok("check")
 
 
@@ -184,23 +221,6 @@ def test_edits_are_dropped_as_the_manual_says(project: Project) -> None:
     git(project.tree, "clean", "-d", "-f")
     git(project.tree, "reset", "--hard", applied)
     project.ok("unapply")
-
-
-def test_two_new_commits_of_one_subject_get_two_names(project: Project) -> None:
-    project.commit("Twin", {"a.txt": b"a\n"})
-    project.commit("Twin", {"b.txt": b"b\n"})
-    project.ok("export")
-    assert {"twin.patch", "twin-b.patch"} <= {p.name for p in project.base.glob("*.patch")}
-    project.ok("check")
-
-
-def test_series_comments_stay_above_their_name() -> None:
-    text = "# head\n\n# about a\na\n# about b\nb\n# end\n"
-    assert patches.with_names(text, ["a", "b"]) == text
-    assert patches.with_names(text, ["b", "a"]) == ("# head\n\n# about b\nb\n# about a\na\n# end\n")
-    assert patches.with_names(text, ["b", "new"]) == "# head\n\n# about b\nb\nnew\n# end\n"
-    assert patches.with_names("# head\n\n#a\n# why\nb\n", ["a", "b"]) == ("# head\n\na\n# why\nb\n")
-    assert patches.with_names("# head\na\n", ["b"]) == "# head\nb\n"
 
 
 def test_same_tree_from_the_git_tag(fresh: Project, master: Project) -> None:
@@ -301,51 +321,97 @@ def test_concurrent_applies_agree(fresh: Project) -> None:
     fresh.ok("check")
 
 
-# Kills the tool (its parent) before the call of git that has the number $KILL_AT or says $KILL_ON.
-KILLER = """#!/bin/sh
-echo x >> "$COUNT"
-case "$*" in *"$KILL_ON"*) kill -KILL $PPID; sleep 1;; esac
-if [ "$(wc -l < "$COUNT")" -eq "$KILL_AT" ]; then kill -KILL $PPID; sleep 1; fi
-exec "$REAL_GIT" "$@"
+# Kills the tool before the step number $KILL_AT: a call of git that writes, a file that is moved or
+# removed, and the middle of the removal of a folder.
+KILLER = """
+import os, signal, sys
+WRITING = {"am", "checkout", "config", "fast-import", "fetch", "init", "reset", "tag"}
+steps = removed = 0
+def hook(event, args):
+    global steps, removed
+    if event == "subprocess.Popen":
+        steps += bool(WRITING.intersection(args[1]))
+    elif event == "os.remove" and args[1] != -1:
+        removed += 1
+        steps += removed % 30 == 10
+    elif event in ("os.rename", "os.remove", "shutil.rmtree"):
+        steps += 1
+    else:
+        return
+    if steps == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
 """
 
 
-def kill_apply(project: Project, folder: Path, *, at: int = 0, on: str = "no such call") -> int:
-    """Run apply and kill it before a call of git; return how it ended."""
+def killed(project: Project, folder: Path, at: int, *command: str) -> int:
+    """Run a command and kill it before a step; return how it ended."""
     folder.mkdir(exist_ok=True)
-    (folder / "git").write_text(KILLER)
-    (folder / "git").chmod(0o755)
-    (folder / "count").write_text("")
-    env = {
-        "PATH": f"{folder}:{os.environ['PATH']}",
-        "COUNT": str(folder / "count"),
-        "KILL_AT": str(at),
-        "KILL_ON": on,
-        "REAL_GIT": shutil.which("git") or "",
-    }
-    return project.run("apply", env=env).returncode
+    (folder / "sitecustomize.py").write_text(KILLER)
+    path = os.pathsep.join([str(folder), str(REPO / "scripts")])
+    return project.run(*command, env={"PYTHONPATH": path, "KILL_AT": str(at)}).returncode
 
 
-@pytest.mark.parametrize("start", ["clean", "unapply"])
-def test_killed_apply_is_recovered_by_a_rerun(start: str, project: Project, tmp_path: Path) -> None:
-    head = git(project.tree, "rev-parse", "HEAD")
-    at = 1
-    project.ok(start)
-    while (code := kill_apply(project, tmp_path / "bin", at=at)) != 0:
-        assert code == -signal.SIGKILL
-        if start == "clean" and project.tree.exists():  # whole, or not there at all
-            assert git(project.tree, "rev-parse", "HEAD") == head
-        project.ok("apply")
-        assert git(project.tree, "rev-parse", "HEAD") == head
-        assert git(project.tree, "status", "--porcelain") == ""
+def all_changes(project: Project) -> list[str]:
+    """A commit more, one less, one changed and one renamed; the command that exports them."""
+    git(project.tree, "reset", "-q", "--hard", "HEAD~2")
+    (project.tree / "toy/new.txt").write_text("new\n")
+    git(project.tree, "add", "-A")
+    git(project.tree, "commit", "-q", "--amend", "--no-edit")
+    project.commit("More", {"toy/more.txt": b"more\n"})
+    project.commit("Dos", {"toy/dos.txt": b"one\r\ntwo and a half\r\nthree\r\n"})
+    return ["export", "--drop", NAMES[1]]
+
+
+@pytest.mark.parametrize(
+    ("start", "steps"),
+    [("clean", 16), ("unapply", 20), ("export", 20), ("clean-itself", 3)],
+)
+def test_a_kill_at_any_step_is_recovered_by_a_rerun(
+    start: str, steps: int, project: Project, tmp_path: Path
+) -> None:
+    command = ["apply"]
+    if start == "export":
+        command = all_changes(project)
+    elif start == "clean-itself":
+        command = ["clean"]
+    else:
         project.ok(start)
-        at += 5
-    assert at > 10
+    before = Project(tmp_path / "before", project.sources)
+    project.root.rename(before.root)
+
+    def state() -> tuple[object, ...]:
+        head, edited = "", ""
+        if project.tree.exists():
+            head = git(project.tree, "rev-parse", "HEAD", "refs/heads/series", "base")
+            edited = git(project.tree, "status", "--porcelain")
+        build = sorted(path.name for path in (project.root / "build/v1").iterdir())
+        return project.patches(), head, edited, build
+
+    ends = []
+    for at in range(1000):  # 0 is never reached: the state to compare with
+        shutil.copytree(before.root, project.root, symlinks=True)
+        code = killed(project, tmp_path / "bin", at, *command)
+        assert code in (0, -signal.SIGKILL)
+        if code:
+            project.ok(*command)
+        ends.append(state())
+        assert ends[-1] == ends[0], at
+        shutil.rmtree(project.root)
+        if at and not code:
+            break
+    assert len(ends) > steps
 
 
 def test_apply_killed_in_the_middle_of_a_checkout(project: Project, tmp_path: Path) -> None:
     project.ok("unapply")
-    assert kill_apply(project, tmp_path / "bin", on="checkout --quiet --force") == -signal.SIGKILL
+    (tmp_path / "git").write_text(
+        '#!/bin/sh\ncase "$*" in *"checkout --quiet --force"*) kill -KILL $PPID; sleep 1;; esac\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    (tmp_path / "git").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert project.run("apply", env={"PATH": path}).returncode == -signal.SIGKILL
     # What a half-done checkout leaves behind.
     (project.tree / ".git/index.lock").write_text("")
     (project.tree / "toy/model.py").unlink()

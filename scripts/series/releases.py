@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether `Upstream:` and `Drop-When:` of each patch are true on the base and on later releases."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from . import fetch
+from . import patches as files
+from .command import Command
+from .conditions import Tree
+from .config import Base
+from .errors import Exit, SeriesError
+from .lint import Finding
+from .patches import STATES, Mail
+from .state import locked, make_build_folder
+
+
+class Verdict(NamedTuple):
+    """What a patch says about one tree, and what is found there."""
+
+    patch: str
+    version: str
+    claimed: str  # the state that `Upstream:` says; `base` on the base, empty where it says none
+    drop: bool | None  # whether Drop-When holds; None if only a test could tell
+    wrong: str  # what to correct; empty if nothing
+
+    def cell(self) -> str:
+        word = {True: "drop", False: "keep", None: "unknown"}[self.drop]
+        return f"{self.claimed}{', ' if self.claimed else ''}{word}{' (false)' * bool(self.wrong)}"
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--release", default="", help="only this one of releases.toml")
+    parser.add_argument("--tree", default="", help="a folder with upstream's source instead")
+    parser.add_argument("--version", default="", help="the version of --tree")
+
+
+def judge(base: Base, tree: Tree) -> list[Verdict]:
+    """What each patch says about a tree. Tests are left out unless the tree runs them."""
+    return [_verdict(base, tree, name, data) for name, data in files.read(base).items()]
+
+
+def _verdict(base: Base, tree: Tree, name: str, data: bytes) -> Verdict:
+    mail = Mail.parse(data)
+    try:
+        conditions, states = mail.drop_when(), mail.upstream().states
+    except ValueError as error:
+        raise SeriesError(Exit.FAILED, f"{name}.patch: {error}", hint="see check --lint") from None
+    if tree.run_test is None:
+        conditions = [condition for condition in conditions if condition.kind != "test"]
+    drop = tree.all_hold(conditions) if conditions else None
+    claimed = "base" if tree.version == base.version else states.get(tree.version, "")
+    wrong = ""
+    if claimed and drop is STATES.get(claimed, True):
+        culprits = [c.said for c in conditions if tree.holds(c) is drop]
+        wrong = (
+            f"on {tree.version}{', the base,' if claimed == 'base' else f', said to be {claimed},'}"
+            f" Drop-When is {str(drop).lower()} ({'; '.join(culprits)})"
+        )
+    return Verdict(name, tree.version, claimed, drop, wrong)
+
+
+def trees(command: Command, only: str = "") -> list[Tree]:
+    """The base and the later releases, fetched, compared with their sha256 and unpacked."""
+    base, later = command.base, files.releases(command.base)
+    if only and only not in (base.version, *later):
+        raise SeriesError(
+            Exit.USAGE,
+            f"no release {only} in {base.folder}/releases.toml",
+            hint=f"use {' or '.join([base.version, *later])}",
+        )
+    local = Path(command.args.sources) if command.args.sources else None
+    found = []
+    for version, archive in {base.version: base.archive, **later}.items():
+        if only and version != only:
+            continue
+        if version == base.version:
+            file, pin = command.fetch(), command.origin().split()[1]
+        else:
+            pinned = dataclasses.replace(base, version=version, archive=archive)
+            make_build_folder(command.paths.build)
+            with locked(command.paths.downloads / ".lock", command.args.wait):
+                file = fetch.fetch_archive(pinned, command.paths, sources=local)
+            pin = archive.sha256
+        # Named by the pin too, so that other bytes are another folder.
+        folder = command.paths.build / "releases" / f"{base.package}-{version}-{pin[:8]}"
+        with locked(folder.parent / ".lock", command.args.wait):
+            found.append(Tree(unpack(file, folder), version))
+    return found
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """The files of a source archive in `folder`; nothing is done if it is there."""
+    if folder.is_dir():
+        return folder
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as stream:
+            for member in stream:
+                path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+                handle = stream.extractfile(member) if member.isfile() else None
+                if handle is None or ".." in path.parts:
+                    continue
+                (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / path).write_bytes(handle.read())
+    except (tarfile.TarError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be unpacked: {reason}") from error
+    fresh.rename(folder)
+    return folder
+
+
+def findings(verdicts: list[Verdict]) -> list[Finding]:
+    """The false ones, for `make check`."""
+    return [Finding("true-trailers", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
+
+
+def run(command: Command) -> Exit:
+    """Print what each patch says about each release and what is found there."""
+    args = command.args
+    if bool(args.tree) != bool(args.version) or (args.tree and args.release):
+        raise SeriesError(Exit.USAGE, "name --tree together with --version, without --release")
+    if args.tree and not Path(args.tree).is_dir():
+        raise SeriesError(Exit.USAGE, f"{args.tree} is no folder", hint="name upstream's source")
+    found = [Tree(Path(args.tree), args.version)] if args.tree else trees(command, args.release)
+    columns = [judge(command.base, tree) for tree in found]
+    order = files.names(command.base)
+    wide = max(map(len, order), default=0)
+    command.say("  ".join([" " * wide, *(f"{tree.version:24}" for tree in found)]).rstrip())
+    for name, row in zip(order, zip(*columns, strict=True), strict=True):
+        cells = [f"{verdict.cell():24}" for verdict in row]
+        command.say("  ".join([f"{name:{wide}}", *cells]).rstrip())
+    verdicts = [verdict for column in columns for verdict in column]
+    command.report = {"verdicts": [verdict._asdict() for verdict in verdicts]}
+    wrong = findings(verdicts)
+    for finding in wrong:
+        command.say(str(finding))
+    if wrong:
+        raise SeriesError(
+            Exit.FAILED,
+            f"{len(wrong)} trailers are false",
+            hint="correct `Upstream:` or `Drop-When:` in the work tree, then make export",
+        )
+    return Exit.OK

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`test-tool` and `locks`: the tool's own tests, lint and types, and the packages they need."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import index, tools
+from .command import Command
+from .errors import Exit, SeriesError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = ("scripts", "ci")
+# The modules of build/dev that check the tool, in the order of their time.
+CHECKS = (
+    ("ruff", "check", *FOLDERS),
+    ("ruff", "format", "--check", *FOLDERS),
+    ("mypy",),
+    ("pytest", "-q", "ci/tests/tool"),
+)
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """What follows `--` goes to pytest, and then nothing else is run."""
+    if verb == "test-tool":
+        parser.add_argument("arguments", nargs="*", help="-- options of pytest")
+
+
+def run(command: Command) -> Exit:
+    """Check the tool itself; stop at the first check that fails."""
+    python = tools.make(command.paths, "dev") / "bin/python"
+    cache = command.paths.build / "cache"
+    env = {
+        **os.environ,
+        **tools.caches(command.paths),
+        "RUFF_CACHE_DIR": str(cache / "ruff"),
+        "MYPY_CACHE_DIR": str(cache / "mypy"),
+        "PYTEST_ADDOPTS": f"-o 'cache_dir={cache / 'pytest'}'",
+        "PYTHONPATH": str(REPOSITORY / "scripts"),
+    }
+    given = command.args.arguments
+    for module, *options in [("pytest", "-q", *given)] if given else CHECKS:
+        done = subprocess.run(
+            [python, "-m", module, *options],
+            cwd=REPOSITORY,
+            env=env,
+            stdout=sys.stderr if command.args.json else None,
+            check=False,
+        )
+        command.report[module] = done.returncode
+        if done.returncode:
+            raise SeriesError(
+                Exit.FAILED, f"{module} found something wrong", hint="its output is above"
+            )
+    return Exit.OK
+
+
+def locks(command: Command) -> Exit:
+    """Renew tools.txt and dev.txt of ci/locks from their .in files."""
+    for name in ("tools", "dev"):
+        subprocess.run(
+            [
+                *(tools.uv(command.paths), "pip", "compile", "--quiet", "--upgrade", "--universal"),
+                *("--generate-hashes", "--python-version", "3.10", "--no-emit-index-url"),
+                *("--custom-compile-command", "make locks"),
+                *(f"ci/locks/{name}.in", "-o", f"ci/locks/{name}.txt"),
+            ],
+            cwd=REPOSITORY,
+            env=index.environment(command.paths),
+            check=True,
+        )
+    return Exit.OK
