@@ -276,11 +276,12 @@ def plant(
 
 def page(bases: list[Base]) -> str:
     """The page, from the committed outcomes; they must be those of mutations.toml, in order."""
-    lines = ["# Planted errors and the tests that detect them", ""]
-    lines += [
-        "Each error is planted alone, in a copy of the patched tree, and the named test is run;"
+    lines = [
+        "# Planted errors and the tests that detect them",
+        "",
+        "Each error is planted alone in a copy of the patched tree, and the named test is run.",
+        "Without an error all of these tests pass.",
     ]
-    lines += ["without an error all of these tests pass."]
     for base in bases:
         file = data_file(base.name)
         data = evidence.read_any(file, base)
@@ -302,8 +303,8 @@ def page(bases: list[Base]) -> str:
         lines += ["", f"## {base.name}", "", evidence.origin(data, base), said]
         if older:
             lines.append(
-                f"{older} outcomes are of earlier trees; since then neither the changed file nor the "
-                "test and what it imports of tests/ has changed."
+                f"{older} outcomes are of earlier trees; since then neither the changed file nor "
+                "the test and what it imports of tests/ has changed."
             )
         lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
         for mutation, entry in zip(mutations, data["outcomes"], strict=True):

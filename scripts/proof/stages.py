@@ -73,6 +73,7 @@ class Plan:
     patches: dict[str, Stage]
     whole: dict[str, Stage]
     compare: dict[str, Comparison]
+    transformers: dict[str, Any]
 
     def stages(self) -> list[Stage]:
         return [*self.patches.values(), *self.whole.values()]
@@ -93,6 +94,7 @@ class Plan:
                     n: Comparison(n, ROOT / table.pop("script"), **table)
                     for n, table in data.get("compare", {}).items()
                 },
+                {"tests": [], "needs": {}, **data.get("transformers", {})},
             )
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise SeriesError(
@@ -232,16 +234,15 @@ def fill(text: str, paths: Paths) -> str:
 
 def prepare(plan: Plan, paths: Paths, environment: dict[str, str]) -> None:
     """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
-    Path(environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     if plan.prepare:
-        command = [environments.python(paths), *(fill(word, paths) for word in plan.prepare)]
+        command = [str(environments.python(paths)), *(fill(word, paths) for word in plan.prepare)]
         done = subprocess.run(
             command, cwd=ROOT / "scripts", env=environment, stdout=sys.stderr, check=False
         )
         if done.returncode:
             raise SeriesError(
                 Exit.FAILED,
-                f"{' '.join(map(str, command))} ended with {done.returncode}",
+                f"{' '.join(command)} ended with {done.returncode}",
                 hint="its output is above; [prepare] of tests.toml names it",
             )
 
