@@ -32,6 +32,7 @@ class Ended(NamedTuple):
 
     status: int
     log: Path
+    cpu: float = 0.0
 
     @property
     def hung(self) -> bool:
@@ -51,7 +52,7 @@ class Warm:
     def __init__(self, python: Path, modules: Iterable[str], env: Mapping[str, str], log: Path):
         self.log = log
         self.numbers = itertools.count()
-        self.answers: dict[int, queue.SimpleQueue[dict[str, int]]] = {}
+        self.answers: dict[int, queue.SimpleQueue[dict[str, float]]] = {}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [str(python), str(Path(__file__).with_name("warm.py")), *modules],
@@ -87,10 +88,10 @@ class Warm:
                 try:
                     ended = answers.get(timeout=seconds)
                 except queue.Empty:
-                    kill(started["pid"])
+                    kill(int(started["pid"]))
                     return Ended(HANG, log)
                 if "status" in ended:
-                    return Ended(ended["status"], log)
+                    return Ended(int(ended["status"]), log, ended["seconds"])
         except BrokenPipeError:
             pass
         raise SeriesError(
@@ -188,19 +189,23 @@ def job(
     log: Path,
     *,
     imports: Iterable[str] = (),
+    models: Iterable[str] = (),
     script: Path | None = None,
     arguments: Iterable[str] = (),
     outcomes: Path | None = None,
 ) -> Job:
     """A job in a tree: the tree comes before everything else on the path."""
     root = tree.resolve()
+    # vLLM's records of models are of one tree; two trees would overwrite each other's.
+    cache = Path(environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
     path = os.pathsep.join([str(root), str(ROOT / "scripts")])
     return {
         "number": 0,
         "tree": str(root),
-        "environment": {**environment, "PYTHONPATH": path},
+        "environment": {**environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
         "log": str(log.resolve()),
         "imports": list(imports),
+        "models": list(models),
         "script": str(script or ""),
         "arguments": list(arguments),
         "outcomes": str(outcomes.resolve() if outcomes else ""),

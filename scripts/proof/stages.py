@@ -87,7 +87,7 @@ class Plan:
                 file,
                 {str(k): str(v) for k, v in data.get("environment", {}).items()},
                 [str(a) for a in data.get("prepare", {}).get("arguments", [])],
-                {"libraries": [], "tree": [], **data.get("warm", {})},
+                {"libraries": [], "tree": [], "models": [], **data.get("warm", {})},
                 {n: Stage(n, **table) for n, table in data.get("patch", {}).items()},
                 {n: Stage(n, **table) for n, table in data.get("whole", {}).items()},
                 {
@@ -129,7 +129,7 @@ class Plan:
 
 @dataclasses.dataclass
 class Result:
-    """What came of a stage; seconds are wall time."""
+    """What came of a stage; `seconds` are wall time, `cpu` that of all its processes."""
 
     name: str
     tree: str
@@ -139,6 +139,7 @@ class Result:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
     problem: str = ""
 
     @property
@@ -346,11 +347,12 @@ class Runner:
             self.environment,
             log,
             imports=["vllm", *stage.imports],
+            models=self.plan.warm["models"],
             arguments=arguments,
             outcomes=lines,
         )
         ended = warm.run(work, stage.seconds)
-        result.imports = ended.imported
+        result.imports, result.cpu = ended.imported, ended.cpu
         for name, number in outcomes.count(lines).items():
             setattr(result, name, number)
         if ended.hung:

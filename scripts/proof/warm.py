@@ -16,10 +16,17 @@ import faulthandler
 import gc
 import importlib
 import json
+import multiprocessing.context
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
+import multiprocessing.util
 import os
 import select
 import signal
+import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -36,6 +43,7 @@ class Job(TypedDict):
     environment: dict[str, str]
     log: str
     imports: list[str]
+    models: list[str]
     script: str
     arguments: list[str]
     outcomes: str
@@ -69,16 +77,18 @@ def serve(channel: int) -> Job | None:
     """Fork for each job; the job in the forked process, None here when standard input ends."""
     running: dict[int, int] = {}
 
-    def tell(**values: int) -> None:
+    def tell(**values: float) -> None:
         os.write(channel, json.dumps(values).encode() + b"\n")
 
     waiting = b""
     while True:
         ready, _, _ = select.select([0], [], [], 0.05)
         for pid in list(running):
-            done, status = os.waitpid(pid, os.WNOHANG)
+            done, status, used = os.wait4(pid, os.WNOHANG)
             if done:
-                tell(job=running.pop(pid), status=os.waitstatus_to_exitcode(status))
+                seconds = round(used.ru_utime + used.ru_stime, 1)
+                ended = os.waitstatus_to_exitcode(status)
+                tell(job=running.pop(pid), status=ended, seconds=seconds)
         if not ready:
             continue
         data = os.read(0, 1 << 20)
@@ -99,6 +109,65 @@ def serve(channel: int) -> Job | None:
             tell(job=job["number"], pid=pid)
 
 
+def fork_spawned_processes() -> None:
+    """Fork what is spawned, too: ranks of an engine, each of which would import everything again.
+
+    multiprocessing's own fork server does it, forked here instead of started anew. As with "spawn"
+    a process gets its caller's environment.
+    """
+    prepare, data_of = multiprocessing.spawn.prepare, multiprocessing.spawn.get_preparation_data
+
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        return {**data_of(name), "environment": dict(os.environ)}
+
+    def prepare_with_environment(data: Any) -> None:
+        os.environ.clear()
+        os.environ.update(data["environment"])
+        prepare(data)
+
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
+    multiprocessing.spawn.prepare = prepare_with_environment
+    folder = tempfile.mkdtemp(prefix="fork-")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/s")
+        listener.listen()
+        multiprocessing.resource_tracker.ensure_running()
+        alive_r, alive_w = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive_w)
+            try:
+                multiprocessing.forkserver.main(listener.detach(), alive_r, [])
+            finally:
+                os._exit(0)
+        os.close(alive_r)
+    server: Any = multiprocessing.forkserver._forkserver
+    server._forkserver_address = f"{folder}/s"
+    server._forkserver_alive_fd = alive_w
+    server._forkserver_pid = pid
+    context: Any = multiprocessing.context
+    context._concrete_contexts["spawn"] = context._concrete_contexts["forkserver"]
+
+
+def look_at_models(names: list[str]) -> None:
+    """Let vLLM record what its registry asks of models; it starts a process for each otherwise."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        from vllm.model_executor.models import registry
+
+        registry._run_in_subprocess = lambda look: look()
+        for name in names:
+            if name in registry.ModelRegistry.models:
+                registry.ModelRegistry.models[name].inspect_model_cls()
+    except Exception:
+        traceback.print_exc()  # the tests then see for themselves
+    finally:
+        os._exit(0)
+
+
 def run(job: Job) -> int:
     """In the forked process: become what a fresh Python started for this job would be."""
     os.setpgid(0, 0)
@@ -111,6 +180,7 @@ def run(job: Job) -> int:
     os.chdir(job["tree"])
     sys.path.insert(0, job["tree"])
     importlib.invalidate_caches()
+    fork_spawned_processes()
     try:
         for name in job["imports"]:
             module = importlib.import_module(name)
@@ -119,6 +189,8 @@ def run(job: Job) -> int:
     except Exception:
         traceback.print_exc()
         return NO_IMPORT
+    if job["models"]:
+        look_at_models(job["models"])
     if job["script"]:
         import runpy
 

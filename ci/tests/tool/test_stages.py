@@ -11,17 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import call
-from proof import evidence, runner
+from proof import evidence, runner, stages
 from series import env as environments
 from series import tree as trees
-from series.config import Base, Paths
+from series.config import ROOT, Base, Paths
 from series.errors import Exit, SeriesError
 from series.patches import Locked
 from series.state import Record
@@ -31,7 +31,7 @@ PLAN = """\
 [environment]
 TOY = "set"
 [warm]
-libraries = ["json"]
+libraries = ["pytest"]
 tree = ["vllm"]
 [whole.upstream]
 count = 1
@@ -135,8 +135,25 @@ class Toy:
         return report
 
 
+class Shared(runner.Warm):
+    """A process to fork from that stays for the next test."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("warm")
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    one = Shared(Path(sys.executable), ["pytest"], env, folder / "log")
+    yield one
+    super(Shared, one).close()
+
+
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+def toy(tmp_path: Path, warm: Shared, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    monkeypatch.setattr(stages, "start", lambda *_: warm)
     folder = tmp_path / "patches/v0.19.1"
     folder.mkdir(parents=True)
     (folder / "series").write_text("".join(f"{name}\n" for name in NAMES))
@@ -145,7 +162,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     plan.write_text(PLAN)
     one = Toy(dataclasses.replace(real, folder=folder), Paths(tmp_path / "build", "v0.19.1"), plan)
     one.paths.tree.mkdir(parents=True)
-    git(one.paths.tree, "init", "-q")
+    git(one.paths.tree, "init", "-q", "-b", "series")
     one.commit(
         {
             ".gitignore": "*.so\n/vllm/_version.py\n__pycache__/\n",
@@ -401,17 +418,18 @@ def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) ->
     hang += "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
     hang += "    os.write(2, f'CHILD={child.pid}'.encode())\n    time.sleep(600)\n"
     passing.amend({"tests/test_first.py": hang})
-    passing.replace("[patch.first]", "[patch.first]\nseconds = 3")
+    passing.replace("[patch.first]", "[patch.first]\nseconds = 6")
     begin = time.monotonic()
     assert passing.fails("test-model").what == "failed: first"
     assert time.monotonic() - begin < 30
     out = capfd.readouterr().out
-    assert "FAILED not done after 3 s" in out and "test_first.py" in out
+    assert "FAILED not done after 6 s" in out and "test_first.py" in out
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "sleep 600" not in running.stdout
 
 
-def test_ctrl_c_ends_what_runs(passing: Toy) -> None:
+def test_ctrl_c_ends_what_runs(passing: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "start", runner.start)
     wait = (
         "import time\ndef test_it():\n    open('{state}/began', 'w').close()\n    time.sleep(601)\n"
     )
@@ -423,7 +441,7 @@ def test_ctrl_c_ends_what_runs(passing: Toy) -> None:
             time.sleep(0.1)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         passing.run("test-model")
@@ -435,6 +453,17 @@ def test_a_log_may_hold_any_bytes(passing: Toy, capfd: pytest.CaptureFixture[str
     passing.amend({"tests/test_first.py": odd})
     assert passing.fails("test-model").what == "failed: first"
     assert "odd" in capfd.readouterr().out
+
+
+def test_the_processes_that_are_forked_from(
+    comparing: Toy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One for each kind of tree, and what is not there says so."""
+    monkeypatch.setattr(stages, "start", runner.start)
+    comparing.run("test-model")
+    comparing.replace('["pytest"]', '["absent"]')
+    error = comparing.fails("test-model")
+    assert "stages are forked from has ended" in error.what and "absent" in error.hint
 
 
 def test_long_stages_run_apart(comparing: Toy) -> None:
