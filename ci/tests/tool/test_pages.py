@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated pages and tables: what is edited by hand, or has no run, does not pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import memory
+from conftest import REPO, call
+from proof import capabilities, evidence, mutants, pages, transformers_releases
+from series.config import Base, Paths
+from series.errors import Exit, SeriesError
+
+FIGURES = {
+    "sitting": "2026-01-01",
+    "card": "One Card",
+    "how": "By hand.",
+    "tables": {"speed": {"columns": ["engine", "tokens/s"], "rows": [["a", "1.5"], ["b", "2.5"]]}},
+}
+TABLE = """\
+| engine | tokens/s |
+| --- | --- |
+| a | 1.5 |
+| b | 2.5 |
+
+One Card, 2026-01-01. By hand.
+"""
+
+
+class Documents:
+    """A repository of documents and data: this one's pages, and a README of the test's own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "docs/evidence/data"
+        self.readme = root / "README.md"
+
+    def write(self, text: str, figures: Any = FIGURES) -> None:
+        self.readme.write_text(text)
+        (self.data / "run.json").write_text(json.dumps(figures))
+
+    def run(self, *options: str) -> None:
+        base = Base.load("v0.19.1", self.root)
+        assert call("pages", base, Paths(self.root / "build", "v0.19.1"), *options) is Exit.OK
+
+    def fails(self, *options: str) -> SeriesError:
+        with pytest.raises(SeriesError) as caught:
+            self.run(*options)
+        assert caught.value.code is Exit.FAILED
+        return caught.value
+
+
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
+    for folder in ("docs/evidence/data", "patches/v0.19.1", "ci"):
+        shutil.copytree(
+            REPO / folder, tmp_path / folder, ignore=shutil.ignore_patterns("tests", "*.patch")
+        )
+    one = Documents(tmp_path)
+    monkeypatch.setattr(evidence, "DATA", one.data)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(capabilities, "LIST", tmp_path / "ci/capabilities.toml")
+    monkeypatch.setattr(
+        pages.Base, "load", lambda name, root=tmp_path, load=Base.load: load(name, root)
+    )
+    one.write("")
+    one.run()
+    return one
+
+
+def test_this_repositorys_pages_are_what_their_data_gives() -> None:
+    base = Base.load("v0.19.1")
+    assert call("pages", base, Paths(REPO / "build", "v0.19.1"), "--check") is Exit.OK
+
+
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_a_page_edited_by_hand(documents: Documents, name: str) -> None:
+    documents.run("--check")
+    page = documents.root / name
+    page.write_text(page.read_text().replace("| works |", "| broken |") + "\n")
+    assert f"{name}: not what the data gives" in documents.fails("--check").what
+    documents.run()
+    documents.run("--check")
+
+
+def test_a_table_of_a_run(documents: Documents) -> None:
+    text = "above\n<!-- generated: run/speed -->\n{}<!-- end -->\nbelow\n"
+    documents.write(text.format("old\n"))
+    assert "README.md: not what" in documents.fails("--check").what
+    documents.run()
+    assert documents.readme.read_text() == text.format(TABLE)
+    documents.run("--check")
+    # A figure changed by hand.
+    documents.readme.write_text(text.format(TABLE.replace("2.5", "3.5")))
+    assert "README.md: not what" in documents.fails("--check").what
+
+
+def test_a_table_of_computed_memory(documents: Documents) -> None:
+    documents.write("<!-- generated: memory/weights -->\n<!-- end -->\n")
+    documents.run()
+    assert memory.weight_table() in documents.readme.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["| vLLM | 440.9 |\n", "| a | about 3.34 times |\n", "x\n\n| 1 | 59.1 tok/s | 2 |\n"]
+)
+def test_a_figure_without_its_run(documents: Documents, text: str) -> None:
+    documents.write(text)
+    assert "README.md has a figure without its run: |" in documents.fails("--check").what
+    page = documents.root / "docs/evidence/new.md"
+    documents.write("")
+    page.write_text(text)
+    assert "new.md has a figure without its run" in documents.fails().what
+
+
+def test_what_is_no_figure(documents: Documents) -> None:
+    documents.write("| vLLM 0.19.1 | `0.5` | v5.17.0 | 1e-5 | 99 |\n\nIt takes 3.5 minutes.\n")
+    documents.run("--check")
+
+
+@pytest.mark.parametrize("other", [{"card": "Another Card"}, {"sitting": "2026-01-02"}])
+def test_a_row_of_another_card_or_sitting(documents: Documents, other: dict[str, str]) -> None:
+    figures = json.loads(json.dumps(FIGURES))
+    figures["tables"]["speed"]["rows"][1].append(other)
+    documents.write("<!-- generated: run/speed -->\n<!-- end -->\n", figures)
+    error = documents.fails()
+    assert "b was measured on" in error.what and "one sitting on one card" in error.hint
+    figures["tables"]["speed"]["rows"][1][-1] = {"card": "One Card"}
+    documents.write("<!-- generated: run/speed -->\n<!-- end -->\n", figures)
+    documents.run()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: run/other -->\n<!-- end -->\n", "has no table 'other'"),
+        ("<!-- generated: absent/speed -->\n<!-- end -->\n", "has no table 'speed'"),
+        ("<!-- generated: run/speed -->\n", "a block without its end"),
+        ("<!-- end -->\n", "a block without its end"),
+    ],
+)
+def test_a_block_that_cannot_be_filled(documents: Documents, text: str, message: str) -> None:
+    documents.write(text)
+    assert message in documents.fails().what
+
+
+def test_a_row_with_a_cell_too_few(documents: Documents) -> None:
+    figures = json.loads(json.dumps(FIGURES))
+    figures["tables"]["speed"]["rows"][0] = ["a"]
+    documents.write("<!-- generated: run/speed -->\n<!-- end -->\n", figures)
+    assert "a has not 2 cells" in documents.fails().what
+
+
+def test_outcomes_are_those_of_the_mutations_in_order(documents: Documents) -> None:
+    file = mutants.data_file("v0.19.1")
+    data = json.loads(file.read_text())
+    data["outcomes"][:2] = reversed(data["outcomes"][:2])
+    file.write_text(json.dumps(data))
+    assert "another order" in documents.fails("--check").what
+    gone = data["outcomes"].pop()
+    file.write_text(json.dumps(data))
+    assert f"is not of mutations.toml: {gone['name']}" in documents.fails("--check").what
+
+
+def test_releases_are_those_with_a_lock(documents: Documents) -> None:
+    file = transformers_releases.data_file("v0.19.1")
+    data = json.loads(file.read_text())
+    del data["releases"][0]
+    file.write_text(json.dumps(data))
+    assert "has other releases than" in documents.fails("--check").what
+
+
+def test_pages_say_which_tree_they_are_of(documents: Documents) -> None:
+    base = Base.load("v0.19.1", documents.root)
+    page = documents.root / "docs/evidence/mutations.md"
+    lock = base.lock_file.read_text()
+    tree = json.loads(mutants.data_file("v0.19.1").read_text())["tree"]
+    assert f"v0.19.1, tree `{tree[:12]}`" in page.read_text()
+    last = lock.split()[-1]
+    base.lock_file.write_text(lock.replace(last, "0" * 40))
+    assert "not what the data gives" in documents.fails("--check").what
+    documents.run()
+    assert f"tree `{tree[:12]}`, an earlier state of the series;" in page.read_text()
