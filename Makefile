@@ -19,7 +19,9 @@ BUILD = $(FETCH) $(call given,DEVICE,--device) $(call given,KERNELS,--kernels) \
 
 export PYTHONPATH := $(CURDIR)/scripts
 # The tool needs the standard library alone. -B: no byte code in the checkout.
-SERIES = '$(PYTHON)' -B -m series
+SERIES = command -v '$(PYTHON)' >/dev/null || { \
+  echo "error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=" >&2; exit 1; }; \
+  '$(PYTHON)' -B -m series
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -36,8 +38,6 @@ help:  ## print this list
 	@echo "           PYTHON JOBS MODEL REV DROP (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
-	@command -v '$(PYTHON)' >/dev/null || { \
-	  echo "error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=" >&2; exit 1; }
 	@$(SERIES) doctor $(COMMON) $(BUILD)
 
 configure:  ## keep settings for later: make configure DEVICE=cpu SOURCES=folder
