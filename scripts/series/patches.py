@@ -178,7 +178,7 @@ class Locked:
         """The lock of the base, or None if there is none yet."""
         if not base.lock_file.is_file():
             return None
-        lines = read_text(base.lock_file, Exit.LOCK).splitlines()
+        lines = _text(base.lock_file).splitlines()
         rows = [line.split() for line in lines if line and not line.startswith("#")]
         if not rows or any(len(row) != 3 for row in rows) or rows[0][:2] != ["base", "-"]:
             raise SeriesError(

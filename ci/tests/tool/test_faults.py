@@ -298,7 +298,7 @@ FAULTS: list[tuple[Callable[[Project], None], str, Exit, str]] = [
     (dropped_commits, "export", Exit.DIRTY, "add-the-second, add-dos-lines"),
     (binary_series, "apply", Exit.PATCH, "series is not UTF-8"),
     (binary_series, "check", Exit.PATCH, "series is not UTF-8"),
-    (binary_lock, "apply", Exit.LOCK, "series.lock is not UTF-8"),
+    (binary_lock, "apply", Exit.PATCH, "series.lock is not UTF-8"),
     (binary_pin, "apply", Exit.USAGE, "base.toml cannot be read"),
     (damaged_settings, "apply", Exit.USAGE, "config.mk says SOURCE=ftp"),
     (plain, "diff nosuch", Exit.USAGE, "nosuch"),
