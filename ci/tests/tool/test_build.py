@@ -258,6 +258,17 @@ def test_json_of_a_build(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernels-compile.log" in json.loads(capsys.readouterr().out)["error"]
 
 
+def test_the_kernel_cache_is_kept(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERNEL_CACHE", "")
+    toy.build("--kernel-cache", str(tmp_path / "elsewhere"))
+    assert list((tmp_path / "elsewhere").glob("*/_C_AVX2.abi3.so"))
+    monkeypatch.delenv("KERNEL_CACHE")
+    assert toy.build() == []
+    assert not (toy.paths.build / "kernels").exists()
+
+
 def test_key_knows_every_input(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toy.build()
     keys = {kernels.key(toy.paths, "g++ 12.2.0"), kernels.key(toy.paths, "g++ 13.1.0")}
