@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # The entry points; `make` alone lists them. All state lives under BUILD_DIR.
 
+ifeq ($(wildcard scripts/series),)
+$(error run make in the folder of this Makefile, or with -C)
+endif
+
 BUILD_DIR ?= build
 BASE ?= v0.19.1
 
@@ -20,7 +24,7 @@ BUILD = $(FETCH) $(call given,DEVICE,--device) $(call given,KERNELS,--kernels) \
 export PYTHONPATH := $(CURDIR)/scripts
 # The tool needs the standard library alone. -B: no byte code in the checkout.
 SERIES = command -v '$(PYTHON)' >/dev/null || { \
-  echo "error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=" >&2; exit 1; }; \
+  echo 'error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=' >&2; exit 1; }; \
   '$(PYTHON)' -B -m series
 
 .DEFAULT_GOAL := help

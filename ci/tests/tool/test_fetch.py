@@ -212,6 +212,7 @@ def test_caches_lie_in_the_build_folder(tmp_path: Path, monkeypatch: pytest.Monk
         assert str(tmp_path / "home") not in "".join(v for k, v in env.items() if k != "HOME")
     monkeypatch.setenv("UV_CACHE_DIR", "/kept")
     assert index.environment(paths)["UV_CACHE_DIR"] == "/kept"
+    assert not paths.build.exists() or (paths.build / "CACHEDIR.TAG").is_file()
     # Sockets of an engine lie in TMPDIR, and their path may not be longer than 107 bytes.
     long = Paths(tmp_path / ("x" * 80), "v1")
     assert "TMPDIR" not in tools.caches(long)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -104,7 +105,8 @@ def test_make_from_end_to_end(checkout: Checkout) -> None:
     sources = f"SOURCES={checkout.toy.sources}"
     assert "absent" in checkout.ok("status")
     assert not (checkout.root / "build").exists()
-    assert "applied 3 patches" in checkout.ok("-j4", "apply", sources)
+    out = checkout.ok("-j4", "apply", "help", sources, env={"PYTHONDONTWRITEBYTECODE": ""})
+    assert 0 <= out.index("applied 3 patches") < out.index("make TARGET")
     assert "nothing to do" in checkout.ok("apply", sources)
     assert "current" in checkout.ok("status")
     assert "no patch changed" in checkout.ok("export")
@@ -180,16 +182,37 @@ def test_no_password_is_kept(checkout: Checkout) -> None:
     assert "s3cret" not in checkout.kept + done.stdout + done.stderr
 
 
-def test_python_is_kept(checkout: Checkout, tmp_path: Path) -> None:
-    other = tmp_path / "python-other"
+@pytest.mark.parametrize("build", ["build", "my build"])
+def test_python_is_kept(build: str, checkout: Checkout, tmp_path: Path) -> None:
+    other = tmp_path / "python #1 of $HOME"
     other.write_text(f'#!/bin/sh\necho used >&2\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
-    checkout.ok("configure", f"PYTHON={other}")
-    assert "used" in checkout.make("status").stderr
+    where = f"BUILD_DIR={build}"
+    checkout.ok("configure", where, f"PYTHON={other}".replace("$", "$$"))
+    assert "used" in checkout.make("status", where).stderr
     other.unlink()
-    done = checkout.make("status")
-    assert done.returncode and f"error: {other} is not installed" in done.stderr
-    assert "used" not in checkout.make("status", "PYTHON=python3").stderr
+    done = checkout.make("status", where)
+    assert done.returncode and "#1 of $HOME is not installed" in done.stderr
+    assert "used" not in checkout.make("status", where, "PYTHON=python3").stderr
+
+
+def test_settings_are_written_by_one_command_at_a_time(project: Project) -> None:
+    with (project.root / "build/.settings.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "series", "configure", "--device", "cpu"]
+        process = subprocess.Popen(
+            [*command, "--build-dir", str(project.root / "build")],
+            env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stderr
+        assert "waiting" in process.stderr.readline()
+        assert "DEVICE" not in (project.root / "build/config.mk").read_text()
+    process.communicate()
+    assert process.returncode == 0
+    assert "DEVICE ?= cpu" in (project.root / "build/config.mk").read_text()
 
 
 def test_the_standard_library_is_enough(fresh: Project) -> None:

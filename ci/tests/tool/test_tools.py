@@ -6,14 +6,16 @@ from __future__ import annotations
 import io
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from conftest import Project
-from series import git, steps, tools
+from series import git, state, steps, tools
 from series.config import Paths
 from series.errors import Exit, SeriesError
 
@@ -85,8 +87,8 @@ def test_an_environment_without_an_index_is_one_line(
 
 def test_git_accepts_a_tree_of_another_owner(project: Project) -> None:
     """As in a container; without -c, which git before 2.38 ignores for safe.directory."""
-    for home, code in ((git.HOME, 0), (Path("/nonexistent"), 128)):
-        env = {**git.environment(), "HOME": str(home), "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    for home, code in (({}, 0), ({"HOME": "/nonexistent"}, 128)):
+        env = {**git.environment(), **home, "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
         done = subprocess.run(
             ["git", "status", "--short"],
             cwd=project.tree,
@@ -95,6 +97,35 @@ def test_git_accepts_a_tree_of_another_owner(project: Project) -> None:
             check=False,
         )
         assert done.returncode == code, done.stderr
+
+
+def test_a_lock_whose_folder_was_removed_is_taken_anew(tmp_path: Path) -> None:
+    """Or two commands would hold the same lock, one of them on a file that is gone."""
+    lock = tmp_path / "build/.lock"
+    got = threading.Event()
+
+    def wait() -> None:
+        with state.locked(lock, 60):
+            assert lock.exists()
+            got.set()
+
+    with state.locked(lock, 0):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not got.wait(0.3)
+        shutil.rmtree(lock.parent)
+    thread.join()
+    assert got.is_set()
+
+
+def test_the_tag_is_only_for_a_folder_that_was_empty(tmp_path: Path) -> None:
+    for name, expected in (("new", True), ("empty", True), ("full", False)):
+        if name != "new":
+            (tmp_path / name).mkdir()
+        if name == "full":
+            (tmp_path / name / "thesis.txt").write_text("")
+        state.make_build_folder(tmp_path / name)
+        assert (tmp_path / name / "CACHEDIR.TAG").exists() is expected
 
 
 # ---- progress ----
