@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computes the memory of EXAONE-4.5-33B from its released dimensions.
 
-    python scripts/memory.py
-
-prints the computed tables of docs/serving.md. Nothing is measured here. Plain Python, so that it
-runs without the engine; `ci/engine/test_serving_page.py` compares the counts with transformers'
-model, and `ci/tests/test_memory.py` the tables with the page.
+`make pages` puts the tables into docs/use/serving.md. Nothing is measured here;
+ci/tests/engine/test_serving_page.py compares the counts with transformers' model.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
-VOCAB, HIDDEN, MLP, LAYERS = 153600, 5120, 27392, 64
-HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128
-FULL_LAYERS, WINDOW = 16, 4096
-VISION_DEPTH, VISION_HIDDEN, VISION_MLP = 28, 2048, 5120
-VISION_HEADS, VISION_KV_HEADS, VISION_HEAD_DIM = 32, 8, 64
+from .dims import HEAD_DIM, LAYERS, PATTERN, TEXT_CONFIG, VISION_CONFIG
+
+VOCAB, HIDDEN = TEXT_CONFIG["vocab_size"], TEXT_CONFIG["hidden_size"]
+MLP = TEXT_CONFIG["intermediate_size"]
+HEADS, KV_HEADS = TEXT_CONFIG["num_attention_heads"], TEXT_CONFIG["num_key_value_heads"]
+FULL_LAYERS = LAYERS * PATTERN.count("full_attention") // len(PATTERN)
+WINDOW = TEXT_CONFIG["sliding_window"]
+VISION_DEPTH, VISION_HIDDEN = VISION_CONFIG["depth"], VISION_CONFIG["hidden_size"]
+VISION_MLP = VISION_CONFIG["intermediate_size"]
+VISION_HEADS, VISION_KV_HEADS = VISION_CONFIG["num_heads"], VISION_CONFIG["num_key_value_heads"]
+VISION_HEAD_DIM = VISION_HIDDEN // VISION_HEADS
 PATCH = 3 * 2 * 14 * 14
 MERGED = 4 * VISION_HIDDEN
 
@@ -136,10 +138,4 @@ def kv_table() -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    print(weight_table(), kv_table(), sep="\n\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+TABLES = {"memory/weights": weight_table, "memory/kv-cache": kv_table}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far bf16 on a GPU is from float32: the series' EXAONE-4.5 and transformers' own.
 
-    python scripts/gpu_numerics.py --out numerics.json           # one GPU of 60 GiB or more
-    python scripts/gpu_numerics.py --tiny --out numerics.json    # the script itself, on a CPU
+    series numerics -- --out numerics.json              # one GPU of 60 GiB or more
+    PYTHONPATH=scripts:TREE python -m bench.numerics    # the same where only that has been brought
+    series numerics -- --tiny --out numerics.json       # the program itself, on a CPU
 
 A checkpoint with full-size dimensions, few layers and random weights is made. The reference is
 transformers in float32 on the bf16 weights, TF32 off. Two runs are compared with it, on the same
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -29,48 +29,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.models.multimodal.exaone4_5_utils import get_hf_config, write_config_files
 from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 from transformers.models.exaone4_5 import Exaone4_5_ForConditionalGeneration
 
-# The maker of tiny checkpoints lies beside the tests, or, where only the package has been brought,
-# beside this file.
-try:
-    from exaone4_5_utils import TINY_CONFIG, get_hf_config, write_config_files
-except ImportError:
-    from tests.models.multimodal.exaone4_5_utils import (
-        TINY_CONFIG,
-        get_hf_config,
-        write_config_files,
-    )
+from series import engine
+
+from .dims import make_config
 
 IMAGE, VIDEO, VISION_START, VISION_END = 67, 68, 73, 74
 MERGE = 2
-FULL_TEXT = {
-    "vocab_size": 153600,
-    "hidden_size": 5120,
-    "intermediate_size": 27392,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 262144,
-    "sliding_window": 4096,
-}
-FULL_VISION = {
-    "depth": 4,
-    "hidden_size": 2048,
-    "intermediate_size": 5120,
-    "out_hidden_size": 5120,
-    "num_heads": 32,
-    "num_key_value_heads": 8,
-    "window_size": 112,
-    "fullatt_block_indexes": [1, 3],
-}
+# Few blocks, of both kinds.
+BLOCKS: dict[str, Any] = {"depth": 4, "fullatt_block_indexes": [1, 3]}
 # (width, height) of images; (frames, width, height) of the video; tokens of the texts.
 FULL_SIZES: dict[str, Any] = {
     "images": [(224, 224), (448, 448), (1000, 700), (1792, 1792), (2000, 300)],
@@ -100,20 +74,6 @@ class Case:
     """Pixels and grids, as the processors of transformers make them."""
     tower: dict[str, torch.Tensor] = field(default_factory=dict)
     logits: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-def make_config(tiny: bool, num_layers: int) -> dict[str, Any]:
-    text = dict(TINY_CONFIG["text_config"])
-    vision = dict(TINY_CONFIG["vision_config"])
-    if not tiny:
-        text |= FULL_TEXT
-        vision |= FULL_VISION
-        text["rope_scaling"] = text["rope_scaling"] | {"original_max_position_embeddings": 8192}
-    text["num_hidden_layers"] = num_layers
-    pattern = ["sliding_attention"] * 3 + ["full_attention"]
-    text["layer_types"] = [pattern[i % 4] for i in range(num_layers)] + ["sliding_attention"]
-    dtype = "float32" if tiny else "bfloat16"
-    return {**TINY_CONFIG, "dtype": dtype, "text_config": text, "vision_config": vision}
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -407,6 +367,7 @@ def main() -> int:
     parser.add_argument("--bar", type=float, help="1e-2; 1e-5 with --tiny")
     parser.add_argument("--ratio", type=float, default=1.2)
     options = parser.parse_args()
+    engine.set_defaults(cpu=options.tiny)
     if options.bar is None:
         options.bar = 1e-5 if options.tiny else 1e-2
     if not options.tiny and not torch.cuda.is_available():
@@ -416,7 +377,7 @@ def main() -> int:
     device = "cpu" if options.tiny else "cuda"
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    config = make_config(options.tiny, options.layers)
+    config = make_config(tiny=options.tiny, layers=options.layers, **BLOCKS)
     sizes = TINY_SIZES if options.tiny else FULL_SIZES
     folder = options.folder or Path(tempfile.mkdtemp(prefix="exaone4_5_"))
     try:
@@ -435,7 +396,7 @@ def main() -> int:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-        engine = run_vllm(folder, cases, vllm_dtype, "vllm", options)
+        run = run_vllm(folder, cases, vllm_dtype, "vllm", options)
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -451,13 +412,13 @@ def main() -> int:
         "compiled": options.compiled,
         "bar": options.bar,
         "ratio": options.ratio,
-        "engine": engine,
+        "engine": run,
         "rows": rows,
         "within": within,
         "seconds": round(time.perf_counter() - started, 1),
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-    for backend, errors in engine["other_backends"].items():
+    for backend, errors in run["other_backends"].items():
         print(backend, {name: f"{error:.2e}" for name, error in errors.items()})
     print(
         f"\n{'case':<18} {'what':<7} {'transformers':>12} {'vLLM':>10} {'ratio':>6}  argmax HF/vLLM"

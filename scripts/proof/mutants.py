@@ -1,47 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plants errors in the patched model, one at a time, and asks a named test to notice each.
+"""`mutate`: plants errors in the patched model, one at a time; a named test has to detect each.
 
-Runs in the built environment: `python ci/mutate.py --tree TREE`. The work tree is only read:
-the errors go into a copy of it. `ci/mutations.toml` says what is planted, where and which test
-has to fail; the outcome is written to `docs/mutations.md`. Every named test is run first without
-an error, since a test that fails anyway notices nothing. `make mutate` runs it. Outcomes are kept
-beside the work tree, each for as long as its entry, the file that it changes and the file with its
-test stay as they were: a run that was cut off goes on, and `--fresh` begins again.
+mutations.toml of the base says what is planted, where, and which test has to fail. The errors go
+into worktrees of the work tree's commit. Every named test is run first without an error, since a
+test that fails anyway detects nothing. A test that hangs has detected the error, too.
 
-Exit status: 0 if every error was noticed, 1 if not, 2 if the table does not fit the tree.
+Outcomes are kept in docs/evidence/data, each for as long as its entry, the file that it changes,
+its test and all that the test imports of tests/ stay as they were; `--fresh` begins again. A run
+that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
-import json
 import os
 import queue
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from series import engine
+from series.command import Command
+from series.config import Base, parse_toml
+from series.errors import Exit, SeriesError
+from series.state import locked
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TABLE = REPOSITORY / "patches" / "v0.19.1" / "mutations.toml"
-REPORT = REPOSITORY / "docs" / "evidence" / "mutations.md"
-# What the tests need of the work tree; the kernels lie in vllm/.
-TREE_PARTS = ("vllm", "tests", "examples", "pyproject.toml")
+from . import evidence, outcomes
+from .runner import Ended, Warm, Worktrees, job, start
+from .stages import Plan, fill, prepare
+
 SECONDS_PER_TEST = 600
-
-
-class TableError(Exception):
-    """The table and the files do not fit."""
 
 
 @dataclass
@@ -55,235 +48,267 @@ class Mutation:
     new: str
     test: str
 
+    @property
+    def test_file(self) -> str:
+        return self.test.partition("::")[0]
 
-@dataclass
-class Outcome:
-    """What became of one mutation: whether the test failed, and its seconds."""
 
-    mutation: Mutation
-    caught: bool
-    seconds: float
+def table_error(text: str) -> SeriesError:
+    return SeriesError(Exit.USAGE, text, hint="correct mutations.toml or the tree")
 
 
 def read_table(path: Path) -> list[Mutation]:
-    entries = tomllib.loads(path.read_text())["mutation"]
-    mutations = [Mutation(**entry) for entry in entries]
+    try:
+        mutations = [Mutation(**entry) for entry in parse_toml(path.read_text())["mutation"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise table_error(f"{path} cannot be read: {error!r}") from error
     names = [mutation.name for mutation in mutations]
     if len(set(names)) != len(names):
-        raise TableError(f"a name occurs twice in {path.name}")
+        raise table_error(f"a name occurs twice in {path}")
     return mutations
 
 
-def mutate(text: str, mutation: Mutation) -> str:
+def mutate_text(text: str, mutation: Mutation) -> str:
     count = text.count(mutation.old)
     if count != 1:
-        raise TableError(
+        raise table_error(
             f"{mutation.name}: the text to replace occurs {count} times in {mutation.file}"
         )
     return text.replace(mutation.old, mutation.new)
-
-
-def copy_parts(source: Path, target: Path, parts: tuple[str, ...]) -> None:
-    for part in parts:
-        if (source / part).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
-            shutil.copytree(source / part, target / part, ignore=ignore)
-        elif (source / part).exists():
-            (target / part).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / part, target / part)
-
-
-class Copy:
-    """A copy of the work tree, to plant errors in."""
-
-    def __init__(self, tree: Path, folder: Path) -> None:
-        self.root = folder / "tree"
-        copy_parts(tree, self.root, TREE_PARTS)
-        self.environment = os.environ | {
-            "PYTHONPATH": str(self.root),
-            # Two versions of a file may have one size and one time stamp.
-            "PYTHONDONTWRITEBYTECODE": "1",
-            # vLLM's cache of inspected models stays with the copy.
-            "VLLM_CACHE_ROOT": str(folder / "cache"),
-            "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TRITON_INTERPRET": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "EXAONE4_5_TINY": str(REPOSITORY / "scripts" / "models" / "tiny"),
-            # `make test-model` writes them.
-            "EXAONE4_5_TINY_QUESTIONS": str(tree.resolve().parent / "questions"),
-        }
-
-    def run_test(self, tests: list[str]) -> tuple[int, str]:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        done = subprocess.run(
-            [*command, "--tb=line", *tests],
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS_PER_TEST,
-            check=False,
-        )
-        return done.returncode, done.stdout
-
-    def try_mutation(self, mutation: Mutation) -> Outcome:
-        path = self.root / mutation.file
-        original = path.read_text()
-        path.write_text(mutate(original, mutation))
-        started = time.perf_counter()
-        try:
-            status, output = self.run_test([mutation.test])
-        finally:
-            path.write_text(original)
-        seconds = time.perf_counter() - started
-        if status not in (0, 1):
-            # An error that keeps the test from being collected is not noticed by the test.
-            print(f"{mutation.name}: pytest ended with {status}: {output[-300:]}", file=sys.stderr)
-        return Outcome(mutation, status == 1, seconds)
 
 
 def check_table(mutations: list[Mutation], tree: Path) -> None:
     for mutation in mutations:
         path = tree / mutation.file
         if not path.is_file():
-            raise TableError(f"{mutation.name}: there is no {mutation.file}")
-        mutate(path.read_text(), mutation)
+            raise table_error(f"{mutation.name}: there is no {mutation.file}")
+        mutate_text(path.read_text(), mutation)
 
 
-def check_tests_pass(copy: Copy, mutations: list[Mutation]) -> None:
-    status, output = copy.run_test(sorted({mutation.test for mutation in mutations}))
-    if status != 0:
-        raise TableError(f"the tests fail without any error planted:\n{output[-3000:]}")
+class Known:
+    """What each mutation gave, and the files of tests/ that each test file imports."""
 
-
-def write_report(outcomes: list[Outcome], path: Path) -> None:
-    caught = sum(outcome.caught for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes)
-    lines = [
-        "# Planted errors and the tests that notice them",
-        "",
-        "Written by `ci/mutate.py` from `ci/mutations.toml`; do not edit. Each error is planted",
-        "alone, in a copy of the patched tree, and the named test is run; without an error all of",
-        f"these tests pass. {caught} of {len(outcomes)} were noticed, in {seconds:.0f} s on "
-        f"{os.cpu_count()} cores.",
-        "",
-        "| error | planted in | noticed by |",
-        "| --- | --- | --- |",
-    ]
-    for outcome in outcomes:
-        m = outcome.mutation
-        verdict = f"`{m.test.split('/')[-1]}`" if outcome.caught else "**nothing**"
-        lines.append(f"| {m.error} | `{Path(m.file).name}` | {verdict} |")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
-class Record:
-    """What each mutation gave, one JSON object a line.
-
-    A mutation is known by its own content, that of the file it changes, and that of its test's.
-    """
-
-    def __init__(self, path: Path, tree: Path) -> None:
-        self.path = path
+    def __init__(self, tree: Path, *reports: dict[str, Any]) -> None:
         self.tree = tree
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.entries: dict[str, dict[str, float | bool]] = {}
-        for line in lines:
-            entry = json.loads(line)
-            self.entries[entry.pop("key")] = entry
+        self.helpers: dict[str, list[str]] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        for report in reports:
+            self.helpers |= report.get("helpers", {})
+            self.outcomes |= {entry["name"]: entry for entry in report.get("outcomes", [])}
 
     def key(self, mutation: Mutation) -> str:
-        files = (mutation.file, mutation.test.partition("::")[0])
-        contents = [(self.tree / file).read_text() for file in files]
-        return hashlib.sha256(repr((astuple(mutation), contents)).encode()).hexdigest()
+        """Changes with whatever the outcome of a mutation is a matter of."""
+        helpers = self.helpers.get(mutation.test_file, [])
+        files = dict.fromkeys([mutation.file, mutation.test_file, *helpers])
+        contents = [
+            (self.tree / file).read_bytes() if (self.tree / file).is_file() else b""
+            for file in files
+        ]
+        return hashlib.sha256(repr((astuple(mutation), contents)).encode()).hexdigest()[:32]
 
-    def get(self, mutation: Mutation) -> Outcome | None:
-        entry = self.entries.get(self.key(mutation))
-        if entry is None:
-            return None
-        return Outcome(mutation, bool(entry["caught"]), float(entry["seconds"]))
-
-    def add(self, outcome: Outcome) -> None:
-        entry = {"key": self.key(outcome.mutation), "name": outcome.mutation.name}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry | {"caught": outcome.caught, "seconds": outcome.seconds}))
-            file.write("\n")
+    def get(self, mutation: Mutation) -> dict[str, Any] | None:
+        entry = self.outcomes.get(mutation.name)
+        return entry if entry and entry["key"] == self.key(mutation) else None
 
 
-def try_mutations(
-    mutations: list[Mutation], tree: Path, jobs: int, record: Record
-) -> list[Outcome]:
-    """Outcomes in the order of `mutations`; those on record are not tried again."""
-    outcomes = {m.name: known for m in mutations if (known := record.get(m))}
-    todo = [mutation for mutation in mutations if mutation.name not in outcomes]
-    if outcomes:
-        print(f"{len(outcomes)} of {len(mutations)} are in {record.path}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        files = sorted({mutation.test.partition("::")[0] for mutation in todo})
-        for job in range(min(jobs, len(files))):
-            copies.put(Copy(tree, Path(folder) / str(job)))
+class Trial:
+    """Runs tests in worktrees, with and without an error."""
+
+    def __init__(self, warm: Warm, environment: dict[str, str], logs: Path, tree_id: str) -> None:
+        self.warm, self.environment, self.logs, self.tree_id = warm, environment, logs, tree_id
+        self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    @contextlib.contextmanager
+    def tree(self) -> Iterator[Path]:
+        tree = self.free.get()
+        try:
+            yield tree
+        finally:
+            self.free.put(tree)
+
+    def pytest(self, tree: Path, name: str, tests: list[str]) -> tuple[Ended, Path]:
+        lines = self.logs / f"{name}.jsonl"
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
+        work = job(
+            tree,
+            self.environment,
+            self.logs / f"{name}.log",
+            imports=["vllm"],
+            arguments=arguments,
+            outcomes=lines,
+        )
+        return self.warm.run(work, SECONDS_PER_TEST), lines
+
+    def without(self, mutations: list[Mutation]) -> list[str]:
+        """Run the tests of one file without an error; the files of tests/ that they import."""
+        with self.tree() as tree:
+            name = Path(mutations[0].test_file).stem
+            ended, lines = self.pytest(tree, name, sorted({m.test for m in mutations}))
+        if ended.status:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{mutations[0].test_file} fails without any error planted (log: {ended.log})",
+                hint="correct the test, or name another in mutations.toml",
+            )
+        return outcomes.files(lines)
+
+    def with_error(self, mutation: Mutation) -> dict[str, Any]:
+        begin = time.monotonic()
+        with self.tree() as tree:
+            path = tree / mutation.file
+            original = path.read_text()
+            path.write_text(mutate_text(original, mutation))
+            try:
+                ended, _ = self.pytest(tree, mutation.name, [mutation.test])
+            finally:
+                path.write_text(original)
+        # An error that keeps the test from being collected is not detected by the test.
+        how = "hang" if ended.hung else "failure" if ended.status == 1 else "nothing"
+        seconds = round(time.monotonic() - begin)
+        return {"name": mutation.name, "by": how, "seconds": seconds, "tree": self.tree_id}
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """The options of `mutate`."""
+    parser.add_argument(
+        "--only", nargs="*", metavar="NAME", help="these; their outcome is not kept"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget the outcomes that are kept")
+    parser.add_argument("--jobs", type=int, help="tests at a time (one a processor)")
+
+
+def data_file(base: str) -> Path:
+    return evidence.DATA / base / "mutations.json"
+
+
+def run(command: Command) -> Exit:
+    """Plant every error; raise Exit.FAILED if one was not detected."""
+    base, paths, args = command.base, command.paths, command.args
+    mutations = read_table(base.folder / "mutations.toml")
+    if args.only:
+        unknown = set(args.only) - {mutation.name for mutation in mutations}
+        if unknown:
+            raise table_error(f"mutations.toml has no {', '.join(sorted(unknown))}")
+        mutations = [mutation for mutation in mutations if mutation.name in args.only]
+    with locked(paths.state / ".lock", args.wait):
+        evidence.require_tree(base, paths)
+        check_table(mutations, paths.tree)
+        about = evidence.about(base, paths)
+        kept = paths.state / "mutations.json"
+        reports = [] if args.fresh else [evidence.load(data_file(base.name)), evidence.load(kept)]
+        known = Known(paths.tree, *reports)
+
+        def report() -> dict[str, Any]:
+            found = [known.outcomes[m.name] for m in mutations if m.name in known.outcomes]
+            tests = {m.test_file for m in mutations}
+            helpers = {k: v for k, v in sorted(known.helpers.items()) if k in tests}
+            return {**about, "helpers": helpers, "outcomes": found}
+
+        def add(mutation: Mutation, outcome: dict[str, Any]) -> None:
+            known.outcomes[mutation.name] = outcome | {"key": known.key(mutation)}
+            if not args.only:
+                evidence.write(kept, report())
+            verdict = {"hang": "hang", "failure": "detected"}.get(outcome["by"], "NOT DETECTED")
+            command.say(f"{verdict:14}{mutation.name:40}{outcome['seconds']:5} s")
+
+        todo = mutations if args.only else [m for m in mutations if known.get(m) is None]
+        if len(todo) < len(mutations):
+            command.say(f"{len(mutations) - len(todo)} of {len(mutations)} are known")
+        plant(command, todo, known, add)
+        evidence.require_tree(base, paths)
+    missed = [m.name for m in mutations if known.outcomes[m.name]["by"] == "nothing"]
+    command.report = report()
+    if not args.only:
+        evidence.write(data_file(base.name), report())
+        command.say(f"{data_file(base.name)}: {len(mutations)} errors; run make pages")
+    if missed:
+        raise SeriesError(
+            Exit.FAILED,
+            f"not detected: {', '.join(missed)}",
+            hint="write a test that fails, and name it in mutations.toml",
+        )
+    return Exit.OK
+
+
+def plant(
+    command: Command,
+    todo: list[Mutation],
+    known: Known,
+    add: Callable[[Mutation, dict[str, Any]], None],
+) -> None:
+    """Try mutations side by side, each in a worktree that no other uses meanwhile."""
+    if not todo:
+        return
+    base, paths = command.base, command.paths
+    plan = Plan.read(base.tests_file)
+    logs = paths.state / "logs/mutate"
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **engine.environment(paths, cpu=True),
+        **{name: fill(value, paths) for name, value in plan.environment.items()},
+        # Two versions of a file may have one size and one time stamp.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    prepare(plan, paths, environment)
+    files = sorted({mutation.test_file for mutation in todo})
+    jobs = min(command.args.jobs or os.cpu_count() or 1, max(len(files), len(todo)))
+    with contextlib.ExitStack() as stack:
+        warm = start(paths, plan.warm["libraries"], environment, logs, None)
+        stack.callback(warm.close)
+        trial = Trial(warm, environment, logs, evidence.tree_of(base))
+        worktrees = Worktrees(paths)
+        for number in range(jobs):
+            trial.free.put(stack.enter_context(worktrees.at(f"mutant-{number}", "HEAD")))
 
         def check(file: str) -> None:
-            copy = copies.get()
-            try:
-                check_tests_pass(copy, [m for m in todo if m.test.partition("::")[0] == file])
-            finally:
-                copies.put(copy)
-
-        def attempt(mutation: Mutation) -> Outcome:
-            copy = copies.get()
-            try:
-                return copy.try_mutation(mutation)
-            finally:
-                copies.put(copy)
+            known.helpers[file] = trial.without([m for m in todo if m.test_file == file])
 
         with ThreadPoolExecutor(jobs) as pool:
             # A process for each file: an engine and the encoder's tests set up the same globals.
             list(pool.map(check, files))
-            for outcome in pool.map(attempt, todo):
-                record.add(outcome)
-                outcomes[outcome.mutation.name] = outcome
-                verdict = "noticed" if outcome.caught else "NOT NOTICED"
-                print(f"{verdict:12}{outcome.mutation.name:40}{outcome.seconds:5.0f} s", flush=True)
-    return [outcomes[mutation.name] for mutation in mutations]
+            for mutation, outcome in zip(todo, pool.map(trial.with_error, todo), strict=True):
+                add(mutation, outcome)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="these; writes no report")
-    parser.add_argument("--fresh", action="store_true", help="forget what is on record")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests at a time")
-    args = parser.parse_args()
-    try:
-        mutations = read_table(TABLE)
-        if args.only:
-            unknown = set(args.only) - {mutation.name for mutation in mutations}
-            if unknown:
-                raise TableError(f"{TABLE.name} has no {', '.join(sorted(unknown))}")
-            mutations = [mutation for mutation in mutations if mutation.name in args.only]
-        check_table(mutations, args.tree)
-        kept = args.tree.resolve().parent / "mutations.jsonl"
-        if args.fresh:
-            kept.unlink(missing_ok=True)
-        record = Record(kept, args.tree)
-        outcomes = try_mutations(mutations, args.tree, args.jobs, record)
-    except TableError as error:
-        print(f"error: {error}; mend {TABLE.name} or the tree", file=sys.stderr)
-        return 2
-    if not args.only:
-        write_report(outcomes, REPORT)
-    return 0 if all(outcome.caught for outcome in outcomes) else 1
+# ---- the page ----
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def page(bases: list[Base]) -> str:
+    """The page, from the committed outcomes; they must be those of mutations.toml, in order."""
+    lines = [
+        "# Planted errors and the tests that detect them",
+        "",
+        "Each error is planted alone in a copy of the patched tree, and the named test is run.",
+        "Without an error all of these tests pass.",
+    ]
+    for base in bases:
+        file = data_file(base.name)
+        data = evidence.read_any(file, base)
+        mutations = read_table(base.folder / "mutations.toml")
+        names = [entry["name"] for entry in data["outcomes"]]
+        if names != [mutation.name for mutation in mutations]:
+            odd = sorted(set(names) ^ {mutation.name for mutation in mutations})
+            raise SeriesError(
+                Exit.FAILED,
+                f"{file} is not of mutations.toml: {', '.join(odd) or 'another order'}",
+                hint="run make mutate",
+            )
+        caught = [entry for entry in data["outcomes"] if entry["by"] != "nothing"]
+        hangs = sum(entry["by"] == "hang" for entry in caught)
+        older = sum(entry["tree"] != data["tree"] for entry in data["outcomes"])
+        said = f"{len(caught)} of {len(names)} were detected"
+        said += f", {hangs} of them by a test that then hung" if hangs else ""
+        said += f", in {sum(entry['seconds'] for entry in data['outcomes'])} s." if caught else "."
+        lines += ["", f"## {base.name}", "", evidence.origin(data, base), said]
+        if older:
+            lines.append(
+                f"{older} outcomes are of earlier trees; since then neither the changed file nor "
+                "the test and what it imports of tests/ has changed."
+            )
+        lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
+        for mutation, entry in zip(mutations, data["outcomes"], strict=True):
+            test = f"`{mutation.test.split('/')[-1]}`"
+            by = {"failure": test, "hang": f"{test} (hangs)"}.get(entry["by"], "**nothing**")
+            lines.append(f"| {mutation.error} | `{Path(mutation.file).name}` | {by} |")
+    return "\n".join(lines) + "\n"

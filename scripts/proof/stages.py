@@ -9,112 +9,154 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-from series import engine, kernels, patches
+from series import engine, patches
 from series import env as environments
 from series.command import Command
-from series.config import ROOT, Paths, parse_toml
+from series.config import ROOT, Base, Paths, parse_toml
 from series.errors import Exit, SeriesError
-from series.git import attempt, git
-from series.state import locked
+from series.git import git
+from series.state import locked, write_atomic
 
-# Each compares stock models without and with the series. The patch goes into both trees: vLLM
-# 0.19.1 cannot draft on a CPU.
-STOCK = {
-    "stock models": (ROOT / "scripts/proof/unchanged/models.py", ""),
-    "stock drafts": (
-        ROOT / "scripts/proof/unchanged/drafts.py",
-        "run-speculative-decoding-on-the-cpu",
-    ),
-}
-NO_IMPORT = 97
+from . import evidence, outcomes
+from .runner import Ended, Progress, Warm, Worktrees, job, start
+
 # Each has an engine or two in its memory.
 MOST_JOBS = 4
-# One process for the imports and the tests: importing vLLM alone takes 10 s.
-RUN = f"""
-import importlib, pathlib, sys, traceback
-tree, modules, *arguments = sys.argv[1:]
-try:
-    for name in modules.split(","):
-        module = importlib.import_module(name)
-        assert pathlib.Path(module.__file__).resolve().is_relative_to(tree), module.__file__
-except Exception:
-    traceback.print_exc()
-    sys.exit({NO_IMPORT})
-import pytest
-sys.exit(pytest.main(arguments))
-"""
+SECONDS = 600
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is run on the tree after one patch (or, for stock, after the last)."""
+    """Tests that run in a process of their own; `count` is how many there have to be."""
 
     name: str
     imports: list[str]
     tests: list[str]
+    count: int = 0
+    seconds: int = SECONDS
+    long: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A script that writes answers of models, run without and with the series.
+
+    The tree without the series has the patch `needs` all the same.
+    """
+
+    name: str
+    script: Path
+    needs: str = ""
+    count: int = 0
+    seconds: int = SECONDS
+    long: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The contents of a base's tests.toml."""
 
+    file: Path
     environment: dict[str, str]
     prepare: list[str]
-    stock: Stage
-    repository: Stage
+    warm: dict[str, list[str]]
     patches: dict[str, Stage]
+    whole: dict[str, Stage]
+    compare: dict[str, Comparison]
+    transformers: dict[str, Any]
+
+    def stages(self) -> list[Stage]:
+        return [*self.patches.values(), *self.whole.values()]
 
     @classmethod
-    def read(cls, file: Path, names: list[str]) -> Plan:
-        """The plan for a series of patches; raise Exit.FAILED if it lacks one of them."""
+    def read(cls, file: Path, names: list[str] | None = None) -> Plan:
+        """The plan; raise Exit.FAILED if it is not one for just these patches."""
         try:
             data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
-            environment = {str(k): str(v) for k, v in data.get("environment", {}).items()}
-            prepare = [str(a) for a in data.get("prepare", {}).get("arguments", [])]
-            stock = Stage("stock", **data.get("stock", {"imports": [], "tests": []}))
-            own = Stage("repository", **data.get("repository", {"imports": [], "tests": []}))
-            stages = {n: Stage(n, **table) for n, table in data.get("patch", {}).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            plan = cls(
+                file,
+                {str(k): str(v) for k, v in data.get("environment", {}).items()},
+                [str(a) for a in data.get("prepare", {}).get("arguments", [])],
+                {"libraries": [], "tree": [], **data.get("warm", {})},
+                {n: Stage(n, **table) for n, table in data.get("patch", {}).items()},
+                {n: Stage(n, **table) for n, table in data.get("whole", {}).items()},
+                {
+                    n: Comparison(n, ROOT / table.pop("script"), **table)
+                    for n, table in data.get("compare", {}).items()
+                },
+                {"tests": [], "needs": {}, **data.get("transformers", {})},
+            )
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise SeriesError(
                 Exit.FAILED, f"{file} cannot be read: {error}", hint="its head says what it holds"
             ) from error
-        lacking = [n for n in names if n not in stages or not stages[n].tests]
+        if names is None:
+            return plan
+        lacking = [n for n in names if n not in plan.patches or not plan.patches[n].tests]
         if lacking:
             raise SeriesError(
                 Exit.FAILED,
                 f"{file} has no tests for {', '.join(lacking)}",
                 hint=f"add [patch.{lacking[0]}] with imports and tests",
             )
-        return cls(environment, prepare, stock, own, {n: stages[n] for n in names})
+        foreign = [n for n in plan.patches if n not in names]
+        if foreign:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{file} has tests for {', '.join(foreign)}, which the series does not list",
+                hint="remove the table, or correct its name",
+            )
+        tests = [test for stage in plan.stages() for test in stage.tests]
+        twice = sorted({test for test in tests if tests.count(test) > 1})
+        if twice:
+            raise SeriesError(
+                Exit.FAILED,
+                f"{file} names {twice[0]} twice",
+                hint="leave it with the first patch that brings it",
+            )
+        return dataclasses.replace(plan, patches={n: plan.patches[n] for n in names})
 
 
 @dataclasses.dataclass
 class Result:
     """What came of a stage; seconds are wall time."""
 
-    stage: str
+    name: str
     tree: str
+    count: int
     imports: bool = False
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def ran(self) -> int:
+        return self.passed + self.failed + self.skipped
 
     @property
     def ok(self) -> bool:
         # The locked environment has all that the tests need: a skipped one hides something.
-        return self.imports and self.passed > 0 and not self.failed and not self.skipped
+        return self.imports and not self.problem and not self.failed and not self.skipped
+
+    def judge(self) -> None:
+        """Hold the number of tests against the pinned one."""
+        if self.imports and not self.problem and self.ran != self.count:
+            self.problem = (
+                f"{self.ran} tests ran, tests.toml says {self.count}; if the change is meant, "
+                f"write count = {self.ran} (or use --write-counts)"
+            )
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -122,6 +164,11 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", default="", help="the plan (tests.toml of the base)")
     parser.add_argument("--patch", default="", help="only the stage of this patch")
     parser.add_argument("--jobs", type=int, help="stages at a time (one a processor, 4 at most)")
+    if verb == "test-model":
+        parser.add_argument("--long", action="store_true", help="only what is marked long")
+        parser.add_argument(
+            "--write-counts", action="store_true", help="pin the numbers of tests that ran"
+        )
 
 
 def run(command: Command) -> Exit:
@@ -135,61 +182,62 @@ def run(command: Command) -> Exit:
         )
     if not environments.read_stamp(paths).get("checked"):
         raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
-    commits = git(paths.tree, "rev-list", "--reverse", "base..HEAD").split()
-    if len(commits) != len(names):
-        raise SeriesError(
-            Exit.DIRTY,
-            f"the work tree has {len(commits)} commits, {base.series_file} lists {len(names)}",
-            hint="run make apply, or make export if the commits are yours",
-        )
+    model = args.verb == "test-model"
+    long = model and args.long
     with locked(paths.state / ".lock", args.wait):
-        jobs = args.jobs or min(MOST_JOBS, os.cpu_count() or 1)
-        runner = Runner(paths, plan, args.verb, jobs, quiet=args.json)
-        runner.prepare(plan.prepare)
-        if args.verb == "test-model":
-            chosen = [plan.patches[n] for n in names if args.patch in ("", n)]
-            if not args.patch:
-                chosen += [stage for stage in (plan.stock, plan.repository) if stage.tests]
-            # A base that does without the patch needs nothing in its place.
-            needed = dict(zip(names, commits, strict=True))
-            stock = {n: (script, needed.get(patch)) for n, (script, patch) in STOCK.items()}
-            results = runner.model(chosen, stock if not args.patch else {})
+        commits = evidence.require_tree(base, paths)
+        begin = time.monotonic()
+        runner = Runner(base, paths, plan, f"{args.verb}{'-long' if long else ''}", args)
+        if model:
+            stages = plan.stages()
+            compare = list(plan.compare.values())
+            if args.patch:
+                stages, compare, long = [plan.patches[args.patch]], [], False
+            else:
+                stages = [stage for stage in stages if stage.long == long]
+                compare = [one for one in compare if one.long == long]
+            results = runner.model(stages, compare, dict(zip(names, commits, strict=True)))
         else:
             after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
             results = runner.each([(plan.patches[n], commit) for n, commit in after])
-    runner.table(results)
-    failed = [result.stage for result in results if not result.ok]
+        # Still the same tree? A run lasts minutes, and the work tree is the user's.
+        evidence.require_tree(base, paths)
+        seconds = time.monotonic() - begin
+        if model and args.write_counts:
+            write_counts(plan.file, results)
+        report = {
+            **evidence.about(base, paths),
+            "verb": args.verb,
+            "whole": not args.patch,
+            "ok": all(result.ok for result in results),
+            "seconds": round(seconds),
+            "stages": {r.name: dataclasses.asdict(r) for r in results},
+        }
+        evidence.write(runner.logs / "run.json", report)
+    command.report = report
+    table(results, command)
+    failed = [result.name for result in results if not result.ok]
+    command.say(
+        f"{sum(r.ran for r in results)} tests in {len(results)} stages, {len(failed)} stages failed"
+        f", tree {report['tree'][:12]}, {seconds:.0f} s"
+    )
     if failed:
         raise SeriesError(Exit.FAILED, f"failed: {', '.join(failed)}", hint="their output is above")
     return Exit.OK
 
 
-class Runner:
-    """Runs stages with the built environment."""
+def fill(text: str, paths: Paths) -> str:
+    """Put in what {repository} and {state} stand for."""
+    text = text.replace("{repository}", str(ROOT))
+    return text.replace("{state}", str(paths.state.resolve()))
 
-    def __init__(self, paths: Paths, plan: Plan, command: str, jobs: int, *, quiet: bool) -> None:
-        self.paths = paths
-        self.jobs = jobs
-        # `git worktree prune` removes what an `add` beside it has only begun.
-        self._worktrees = threading.Lock()
-        self.logs = paths.state / "logs" / command
-        self.out = sys.stderr if quiet else sys.stdout
-        given = {name: self._fill(value) for name, value in plan.environment.items()}
-        self.environment = {**engine.environment(paths), **given}
 
-    def _fill(self, text: str) -> str:
-        places = {"{repository}": str(ROOT), "{state}": str(self.paths.state.resolve())}
-        for name, place in places.items():
-            text = text.replace(name, place)
-        return text
-
-    def prepare(self, arguments: list[str]) -> None:
-        """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
-        if not arguments:
-            return
-        command = [str(environments.python(self.paths)), *map(self._fill, arguments)]
+def prepare(plan: Plan, paths: Paths, environment: dict[str, str]) -> None:
+    """Make what the tests need besides the tree; raise Exit.FAILED if that fails."""
+    if plan.prepare:
+        command = [str(environments.python(paths)), *(fill(word, paths) for word in plan.prepare)]
         done = subprocess.run(
-            command, cwd=ROOT / "scripts", env=self.environment, stdout=self.out, check=False
+            command, cwd=ROOT / "scripts", env=environment, stdout=sys.stderr, check=False
         )
         if done.returncode:
             raise SeriesError(
@@ -198,172 +246,187 @@ class Runner:
                 hint="its output is above; [prepare] of tests.toml names it",
             )
 
+
+class Runner:
+    """Runs stages with the built environment; its reports go to logs/NAME."""
+
+    def __init__(
+        self, base: Base, paths: Paths, plan: Plan, name: str, args: argparse.Namespace
+    ) -> None:
+        self.base, self.paths, self.plan = base, paths, plan
+        self.jobs = args.jobs or min(MOST_JOBS, len(os.sched_getaffinity(0)))
+        self.out = sys.stderr if args.json else sys.stdout
+        self.logs = paths.state / "logs" / name
+        self.worktrees = Worktrees(paths)
+        self.warm: list[Warm] = []
+        given = {name: fill(value, paths) for name, value in plan.environment.items()}
+        self.environment = {**engine.environment(paths, cpu=True), **given}
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+
     def model(
-        self, stages: list[Stage], stock: Mapping[str, tuple[Path, str | None]]
+        self, stages: list[Stage], compare: list[Comparison], commits: dict[str, str]
     ) -> list[Result]:
-        """Every stage in the work tree itself; a test that several name is run for the first."""
-        known: set[str] = set()
-        runs = []
-        for stage in stages:
-            tests = [test for test in stage.tests if test not in known]
-            known.update(tests)
-            if tests:
-                runs.append(dataclasses.replace(stage, tests=tests))
-        tree = self.paths.tree
-        work = [functools.partial(self._stage, one, tree, "HEAD") for one in runs]
-        compared = [functools.partial(self.stock, n, *arguments) for n, arguments in stock.items()]
-        return self._all([*work, *compared])
+        """Every stage in the work tree itself, and the comparisons with the pinned source."""
+        tree, libraries = self.paths.tree, self.plan.warm["libraries"]
+        with contextlib.ExitStack() as stack:
+            if stages:
+                modules = [*libraries, *self.plan.warm["tree"]]
+                warm = self._warm(stack, modules, tree)
+            if compare:
+                other = self._warm(stack, libraries, None)
+            return self._all(
+                {
+                    **{s.name: functools.partial(self._stage, warm, s, tree) for s in stages},
+                    **{
+                        c.name: functools.partial(self._compare, other, c, commits.get(c.needs))
+                        for c in compare
+                    },
+                }
+            )
 
     def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
         """Every stage on the tree after its patch, in a git worktree of its own."""
+        with contextlib.ExitStack() as stack:
+            warm = self._warm(stack, self.plan.warm["libraries"], None)
 
-        def one(stage: Stage, commit: str) -> Result:
-            with self._worktree(stage.name, commit) as tree:
-                return self._stage(stage, tree, commit)
+            def one(stage: Stage, commit: str) -> Result:
+                with self.worktrees.at(stage.name, commit) as tree:
+                    return self._stage(warm, stage, tree)
 
-        return self._all([functools.partial(one, *each) for each in stages])
+            return self._all({s.name: functools.partial(one, s, c) for s, c in stages})
 
-    def _all(self, runs: Sequence[Callable[[], Result]]) -> list[Result]:
-        # Processes of their own, side by side: engines leave state and memory behind.
-        shutil.rmtree(self.logs, ignore_errors=True)
-        self.logs.mkdir(parents=True)
-        with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(lambda run: run(), runs))
+    def _warm(self, stack: contextlib.ExitStack, modules: list[str], tree: Path | None) -> Warm:
+        warm = start(self.paths, modules, self.environment, self.logs, tree)
+        stack.callback(warm.close)
+        self.warm.append(warm)
+        return warm
 
-    def stock(self, label: str, script: Path, needed: str | None) -> Result:
-        """A script without and with the series; both must give the same answers.
+    def _all(self, runs: dict[str, Callable[[], Result]]) -> list[Result]:
+        prepare(self.plan, self.paths, self.environment)
+        self.progress = Progress(len(runs), self.out)
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            return list(pool.map(lambda run: run(), runs.values()))
+        except BaseException:
+            # Ctrl-C, or the first error: what runs ends now, what waits never starts.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for warm in self.warm:
+                warm.close()
+            raise
+        finally:
+            pool.shutdown()
+            self.progress.close()
 
-        The tree without the series has the commit `needed` all the same.
-        """
-        start = time.monotonic()
+    def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:
+        """Say how a stage ended, with the end of the log of one that failed."""
+        result.judge()
+        result.seconds = round(time.monotonic() - begin, 1)
+        if result.ok:
+            verdict = f"{result.ran} tests, {result.seconds:.0f} s (tree {result.tree})"
+        else:
+            tails = [f"{ended.tail()}\n(log: {ended.log})" for ended in logs]
+            verdict = "\n".join([f"FAILED {result.problem}".rstrip(), *tails])
+        self.progress.end(result.name, verdict)
+        return result
+
+    def _stage(self, warm: Warm, stage: Stage, tree: Path) -> Result:
+        begin = time.monotonic()
+        result = Result(
+            stage.name, git(tree, "rev-parse", "--short=12", "HEAD^{tree}"), stage.count
+        )
+        log, lines = (self.logs / f"{stage.name}.{kind}" for kind in ("log", "jsonl"))
+        self.progress.start(stage.name, lines)
+        arguments = ["-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
+        # The imports came first, so pytest meets its plugins' modules already loaded.
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        arguments += [fill(test, self.paths) for test in stage.tests]
+        work = job(
+            tree,
+            self.environment,
+            log,
+            imports=["vllm", *stage.imports],
+            arguments=arguments,
+            outcomes=lines,
+        )
+        ended = warm.run(work, stage.seconds)
+        result.imports = ended.imported
+        for name, number in outcomes.count(lines).items():
+            setattr(result, name, number)
+        if ended.hung:
+            result.problem = f"not done after {stage.seconds} s (seconds in tests.toml)"
+        elif ended.status and ended.imported and not result.failed:
+            # A collection error or a crash leaves no failed test behind.
+            result.failed = 1
+        return self._end(result, begin, [ended])
+
+    def _compare(self, warm: Warm, one: Comparison, needed: str | None) -> Result:
+        """A script without and with the series; both must give the same answers."""
+        begin = time.monotonic()
         head = git(self.paths.tree, "rev-parse", "--short=12", "HEAD^{tree}")
-        result, answers = Result(label, head), []
-        folder = self.paths.state / label.replace(" ", "-")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with self._worktree(folder.name, "base") as plain:
+        result = Result(one.name, head, one.count)
+        folder = self.logs / one.name
+        folder.mkdir()
+        self.progress.start(one.name, folder)
+        answers: list[dict[str, Any]] = []
+        with self.worktrees.at(one.name, "base") as plain:
             if needed:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
-                answer, log = folder / f"{name}.json", folder / f"{name}.log"
-                with log.open("w") as lines:
-                    done = subprocess.run(
-                        [
-                            str(environments.python(self.paths)),
-                            str(script),
-                            str(folder),
-                            str(answer),
-                        ],
-                        env={**self.environment, "PYTHONPATH": str(tree.resolve())},
-                        stdout=lines,
-                        stderr=subprocess.STDOUT,
-                        check=False,
-                    )
-                if done.returncode:
-                    print(f"{script.name} failed {name} the series: {log}", file=self.out)
-                    result.failed += 1
-                    break
-                answers.append(json.loads(answer.read_text(encoding="utf-8")))
-        result.imports = len(answers) == 2
-        if result.imports:
-            for model, expected in answers[0].items():
-                same = answers[1].get(model) == expected
-                print(f"{model}: {'same' if same else f'DIFFERENT, see {folder}'}", file=self.out)
-                result.passed += same
-                result.failed += not same
-        result.seconds = time.monotonic() - start
-        print(
-            f"== {result.stage}, without and with the series: {result.seconds:.0f} s", file=self.out
-        )
-        return result
-
-    @contextlib.contextmanager
-    def _worktree(self, name: str, commit: str) -> Iterator[Path]:
-        """The tree of a commit, with the version and the kernels of the built one."""
-        tree, folder = self.paths.tree, self.paths.state / "each" / name
-        with self._worktrees:
-            self._remove(folder)
-            git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
-        try:
-            shutil.copyfile(tree / "vllm/_version.py", folder / "vllm/_version.py")
-            links = {
-                name: (tree / name).resolve()
-                for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0")
-                if name and (name.endswith(".so") or (tree / name).is_symlink())
-            }
-            kernels.link(folder, links, self.paths.kernels)
-            yield folder
-        finally:
-            with self._worktrees:
-                self._remove(folder)
-
-    def _remove(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        attempt(self.paths.tree, "worktree", "prune")
-
-    def _stage(self, stage: Stage, tree: Path, commit: str) -> Result:
-        start = time.monotonic()
-        result = Result(stage.name, git(tree, "rev-parse", "--short=12", f"{commit}^{{tree}}"))
-        # The worktree's vllm and tests come before the installed ones.
-        env = {**self.environment, "PYTHONPATH": str(tree)}
-        python = str(environments.python(self.paths))
-        report, log = self.logs / f"{stage.name}.xml", self.logs / f"{stage.name}.log"
-        with log.open("w") as lines:
-            done = subprocess.run(
-                [
-                    *(python, "-c", RUN, str(tree.resolve()), ",".join(["vllm", *stage.imports])),
-                    *("-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree)),
-                    # The imports came first, so pytest meets its plugins' modules already loaded.
-                    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-                    *(f"--junitxml={report}", *map(self._fill, stage.tests)),
-                ],
-                cwd=tree,
-                env=env,
-                stdout=lines,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        result.imports = done.returncode != NO_IMPORT
-        if result.imports:
-            _count(result, report)
-            # A collection error or a crash leaves no failed test behind.
-            if done.returncode and not result.failed:
-                result.failed = 1
-        result.seconds = time.monotonic() - start
-        verdict = f"{result.seconds:.0f} s" if result.ok else f"FAILED\n{log.read_text()}"
-        print(f"== {stage.name} (tree {result.tree}): {verdict}", file=self.out, flush=True)
-        return result
-
-    def table(self, results: list[Result]) -> None:
-        """One line a stage."""
-        width = max(len(result.stage) for result in results) if results else 5
-        head = ("tree", "import", "passed", "failed", "skipped", "seconds")
-        print(f"{'stage':{width}}  {head[0]:12}", *(f"{h:>7}" for h in head[1:]), file=self.out)
-        for r in results:
-            cells = (
-                "ok" if r.imports else "FAILS",
-                r.passed,
-                r.failed,
-                r.skipped,
-                f"{r.seconds:.0f}",
-            )
-            print(
-                f"{r.stage:{width}}  {r.tree:12}",
-                *(f"{cell:>7}" for cell in cells),
-                "" if r.ok else " FAILED",
-                file=self.out,
-                flush=True,
-            )
+                out = folder / f"{name}.json"
+                work = job(
+                    tree,
+                    self.environment,
+                    folder / f"{name}.log",
+                    script=one.script,
+                    arguments=[str(folder.resolve()), str(out.resolve())],
+                )
+                ended = warm.run(work, one.seconds)
+                if ended.hung:
+                    result.problem = f"{name} the series: not done after {one.seconds} s"
+                elif ended.status:
+                    result.problem = f"{name} the series: ended with {ended.status}"
+                else:
+                    found = json.loads(out.read_text(encoding="utf-8"))
+                    if not Path(found["vllm"]).resolve().is_relative_to(tree.resolve()):
+                        result.problem = f"{name} the series: vllm came from {found['vllm']}"
+                    answers.append(found["answers"])
+                if result.problem:
+                    return self._end(result, begin, [ended])
+        result.imports = True
+        different = []
+        for model, expected in answers[0].items():
+            if answers[1].get(model) == expected:
+                result.passed += 1
+            else:
+                result.failed += 1
+                different.append(model)
+        if different:
+            result.problem = f"different: {', '.join(different)}; see {folder}"
+        return self._end(result, begin, [])
 
 
-def _count(result: Result, report: Path) -> None:
-    """Add pytest's own counts; a run that crashed wrote none."""
-    if not report.is_file():
-        return
-    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-        total = int(suite.get("tests", 0))
-        bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-        skipped = int(suite.get("skipped", 0))
-        result.failed += bad
-        result.skipped += skipped
-        result.passed += total - bad - skipped
+def table(results: list[Result], command: Command) -> None:
+    """One line a stage."""
+    width = max((len(result.name) for result in results), default=5)
+    head = ("tree", "import", "passed", "failed", "skipped", "seconds")
+    command.say(" ".join([f"{'stage':{width}}  {head[0]:12}", *(f"{h:>7}" for h in head[1:])]))
+    for r in results:
+        cells = ("ok" if r.imports else "FAILS", r.passed, r.failed, r.skipped, f"{r.seconds:.0f}")
+        row = [f"{r.name:{width}}  {r.tree:12}", *(f"{cell:>7}" for cell in cells)]
+        command.say(" ".join(row) + ("" if r.ok else "  FAILED"))
+
+
+def write_counts(file: Path, results: list[Result]) -> None:
+    """Pin the numbers of tests of the stages that passed but for their number."""
+    text = file.read_text(encoding="utf-8")
+    for result in results:
+        if result.failed or result.skipped or not result.imports:
+            continue
+        name = re.escape(result.name)
+        section = re.search(rf"^\[\w+\.{name}\]\n(?:(?!\[\w).*\n)*", text, re.MULTILINE)
+        assert section is not None, result.name
+        table = re.sub(r"^count = .*\n", "", section[0], flags=re.MULTILINE)
+        head, _, rest = table.partition("\n")
+        text = text.replace(section[0], f"{head}\ncount = {result.ran}\n{rest}")
+    write_atomic(file, text.encode())

@@ -1,336 +1,258 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same tokens under every release of transformers that users of vLLM 0.19.1 have.
+"""`transformers`: the same tokens under every release of transformers that users of vLLM have.
 
-    python ci/transformers_versions.py check --tree TREE --uv UV --folder FOLDER
-    python ci/transformers_versions.py lock --uv UV
-
-`check` runs in the built environment. For each version it installs transformers, and what differs
-beside it, into a folder of its own (hashes from `ci/locks/transformers-*.txt`) and puts that before
-the environment. There it generates from one tiny checkpoint, which the environment's own
-transformers made, and runs the tests of config and processor. `lock` renews the locks. The outcome
-is written to `docs/evidence/transformers-versions.md`.
-
-Exit status: 0 if all tokens are the same and all tests pass, 1 if not.
+For each transformers-*.txt of the base's locks that release, and what differs beside it, is
+installed into a folder of its own and put before the environment. There it generates from one tiny
+checkpoint, which the environment's own transformers made, and runs the tests that [transformers]
+of tests.toml names. `--lock` renews the locks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import subprocess
-import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LOCKS = REPOSITORY / "patches" / "v0.19.1" / "locks"
-REPORT = REPOSITORY / "docs" / "evidence" / "transformers-versions.md"
-# The last 4.x, the two that vLLM 0.19.1 was tested with or near, the first to know EXAONE-4.5 as it
-# was fixed, the environment's own, and the newest.
-VERSIONS = ("4.57.6", "5.5.4", "5.8.1", "5.17.0", "5.23.0")
+from series import engine, index, tools
+from series import env as environments
+from series.command import Command
+from series.config import ROOT, Base, Paths
+from series.errors import Exit, SeriesError
+from series.state import locked
+
+from . import evidence, outcomes
+from .stages import Plan
+from .transformers_worker import NUM_TOKENS
+
 NEWEST = "2026-11-23"
-TESTS = (
-    "tests/transformers_utils/test_exaone4_5_config.py",
-    "tests/models/multimodal/processing/test_exaone4_5.py",
-    "tests/models/multimodal/processing/test_exaone4_5_options.py",
-)
-# The two that compare with transformers' own class, which begins with 5.8.
-REFERENCE_TESTS = {"test_same_as_transformers"}
-NUM_TOKENS = 48
-SECONDS = 600
+SECONDS = 900
 
 
-@dataclass
-class Outcome:
-    """What one version gave."""
-
-    version: str
-    answers: list[dict[str, Any]]
-    passed: int
-    failed: list[str]
-    skipped: list[str]
-    seconds: float
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """The options of `transformers`."""
+    parser.add_argument("--only", nargs="*", metavar="RELEASE", help="these; nothing is kept")
+    parser.add_argument("--lock", action="store_true", help="renew the locks instead")
 
 
-def pins(lock: Path) -> dict[str, str]:
+def releases(base: Base) -> list[str]:
+    """The releases that the base has a lock for, oldest first."""
+    names = [file.stem.removeprefix("transformers-") for file in base.locks.glob("transformers-*")]
+    return sorted(names, key=lambda name: tuple(map(int, name.split("."))))
+
+
+def pins(file: Path) -> dict[str, str]:
     """Name and version of each package of a lock."""
-    found = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", lock.read_text(), re.M)
-    return dict(found)
+    text = file.read_text(encoding="utf-8")
+    return {name: environments.version_of(text, name) for name in environments.entries(text)}
 
 
-def lock(uv: str) -> None:
-    """Write `transformers-<version>.txt`: what differs from the engine's lock."""
-    engine = pins(LOCKS / "engine.txt")
-    for version in VERSIONS:
-        options = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
-        options += ["--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
-        options += ["--exclude-newer", NEWEST]
-        with tempfile.TemporaryDirectory() as folder:
-            # uv prefers what the file that it writes has already.
-            file = Path(folder) / "requirements.txt"
-            file.write_text((LOCKS / "engine.txt").read_text())
-            subprocess.run(
-                [uv, "pip", "compile", *options, "--output-file", str(file), "-"],
-                input=f"transformers=={version}",
-                stdout=subprocess.DEVNULL,
-                text=True,
-                check=True,
-            )
-            text = file.read_text()
-        header = (
-            "# What transformers needs beside it, where it differs from engine.txt. "
-            "Written by\n# ci/transformers_versions.py lock\n"
+def write_lock(base: Base, paths: Paths, release: str) -> None:
+    """Write transformers-RELEASE.txt: what differs from the engine's lock."""
+    engine_lock = base.locks / "engine.txt"
+    options = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
+    options += ["--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
+    options += ["--exclude-newer", NEWEST]
+    with tempfile.TemporaryDirectory(dir=paths.state) as folder:
+        # uv prefers what the file that it writes has already.
+        file = Path(folder) / "requirements.txt"
+        file.write_bytes(engine_lock.read_bytes())
+        subprocess.run(
+            [tools.uv(paths), "pip", "compile", *options, "--output-file", file, "-"],
+            input=f"transformers=={release}",
+            env=index.environment(paths),
+            stdout=subprocess.DEVNULL,
+            text=True,
+            check=True,
         )
-        entries = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.M)
-        kept = []
-        for entry in entries:
-            match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", entry)
-            if match and engine.get(match[1]) != match[2]:
-                kept.append(entry)
-        (LOCKS / f"transformers-{version}.txt").write_text(header + "".join(kept))
+        text = file.read_text(encoding="utf-8")
+    have = pins(engine_lock)
+    differing = [
+        "".join(lines)
+        for name, lines in environments.entries(text).items()
+        if have.get(name) != environments.version_of(text, name)
+    ]
+    head = "# What transformers needs beside it, where it differs from engine.txt. Written by\n"
+    head += "# make transformers LOCK=1\n"
+    (base.locks / f"transformers-{release}.txt").write_text(head + "".join(differing))
 
 
-def install(version: str, uv: str, folder: Path) -> Path:
-    """The folder that holds this version, made if it is missing."""
-    target = folder / version
-    requirements = LOCKS / f"transformers-{version}.txt"
+def install(base: Base, paths: Paths, release: str) -> Path:
+    """The folder that holds this release, made if it is missing."""
+    target = paths.state / "transformers" / release
+    lock = base.locks / f"transformers-{release}.txt"
     stamp = target / ".made"
-    if not stamp.is_file() or stamp.read_text() != requirements.read_text():
+    if not stamp.is_file() or stamp.read_text() != lock.read_text():
         target.mkdir(parents=True, exist_ok=True)
-        if pins(requirements):
+        if pins(lock):
             options = ["--quiet", "--no-deps", "--require-hashes", "--target", str(target)]
-            options += ["--python", sys.executable, "-r", str(requirements)]
-            subprocess.run([uv, "pip", "install", *options], check=True)
-        stamp.write_text(requirements.read_text())
+            options += ["--python", str(environments.python(paths)), "-r", str(lock)]
+            env = index.environment(paths)
+            subprocess.run([tools.uv(paths), "pip", "install", *options], env=env, check=True)
+        stamp.write_text(lock.read_text())
     return target
 
 
-def environment(tree: Path, overlay: Path | None, folder: Path) -> dict[str, str]:
-    path = [str(overlay)] if overlay is not None else []
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([*path, str(tree)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+def call(paths: Paths, overlay: Path | None, log: Path, *words: str) -> int:
+    """Run the worker with a release before the environment's own packages."""
+    path = [str(overlay)] if overlay else []
+    path += [str(paths.tree.resolve()), str(ROOT / "scripts")]
+    environment = engine.environment(paths, cpu=True)
+    cache = paths.state / "transformers/vllm"  # vLLM's records of models it has looked at
+    environment |= {"PYTHONPATH": os.pathsep.join(path), "VLLM_CACHE_ROOT": str(cache)}
+    with log.open("w") as stream:
+        try:
+            done = subprocess.run(
+                [environments.python(paths), "-m", "proof.transformers_worker", *words],
+                cwd=paths.tree,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                timeout=SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SeriesError(
+                Exit.FAILED, f"not done after {SECONDS} s (log: {log})", hint="see its end"
+            ) from error
+    return done.returncode
+
+
+def run_release(base: Base, paths: Paths, plan: Plan, release: str) -> dict[str, Any]:
+    """What one release gave."""
+    folder = paths.state / "transformers"
+    overlay = install(base, paths, release)
+    out, log = folder / f"{release}.json", folder / f"{release}.log"
+    for old in (out, out.with_suffix(".jsonl")):
+        old.unlink(missing_ok=True)
+    words = ["run", str(folder / "checkpoint"), str(out), *plan.transformers["tests"]]
+    status = call(paths, overlay, log, *words)
+    given = evidence.load(out)
+    if not given or status > 1:
+        raise SeriesError(
+            Exit.FAILED, f"transformers {release} ended with {status}", hint=f"see {log}"
+        )
+    if given["version"] != release:
+        raise SeriesError(
+            Exit.FAILED, f"transformers {given['version']} ran instead of {release}", hint=str(log)
+        )
+    tests = outcomes.read(out.with_suffix(".jsonl"))
+    kinds = ("passed", "failed", "skipped")
+    names = {k: [t.node.rpartition("::")[2] for t in tests if t.outcome == k] for k in kinds}
+    return {"version": release, "answers": given["answers"], **names}
+
+
+def compare(row: dict[str, Any], reference: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """What is wrong with a release, beside the reference, and how far its logprobs are off."""
+    wrong = [f"{name} failed" for name in row["failed"]]
+    for name in row["skipped"]:
+        since = plan.transformers["needs"].get(name, "0")
+        if tuple(map(int, row["version"].split("."))) >= tuple(map(int, since.split("."))):
+            wrong.append(f"{name} was skipped")
+    distance = 0.0
+    pairs = list(zip(row["answers"], reference["answers"], strict=True))
+    for number, (ours, theirs) in enumerate(pairs):
+        for part in ("prompt", "tokens"):
+            if ours[part] != theirs[part]:
+                wrong.append(f"request {number}: other {part} than with {reference['version']}")
+        logprobs = zip(ours["logprobs"], theirs["logprobs"], strict=False)
+        distance = max([distance, *(abs(a - b) for a, b in logprobs)])
+    return {
+        "version": row["version"],
+        "requests": len(pairs),
+        "wrong": wrong,
+        "distance": distance,
+        "passed": len(row["passed"]),
+        "skipped": row["skipped"],
     }
 
 
-def make_checkpoint(folder: Path) -> None:
-    from tests.models.multimodal.exaone4_5_utils import get_hf_model, write_checkpoint
-
-    write_checkpoint(folder, get_hf_model())
+def data_file(base: str) -> Path:
+    return evidence.DATA / base / "transformers.json"
 
 
-def make_requests() -> list[dict[str, Any]]:
-    import numpy as np
-    from PIL import Image
-
-    def picture(width: int, height: int, shift: int = 0) -> np.ndarray[Any, Any]:
-        y, x = np.mgrid[:height, :width]
-        channels = [x + shift, y, (x // 16 + y // 16) % 2 * 200]
-        return (np.stack(channels, axis=-1) % 256).astype(np.uint8)
-
-    image, video = "<vision><|image_pad|></vision>\n", "<vision><|video_pad|></vision>\n"
-    end = "<|endofturn|>\n<|assistant|>\n<think>\n"
-    images = [Image.fromarray(picture(200, 150)), Image.fromarray(picture(90, 150, 77))]
-    frames = np.stack([picture(120, 80, 40 * i) for i in range(3)])
-    requests: list[tuple[str, dict[str, Any]]] = [
-        (f"<|user|>\n{'the quick brown fox ' * 12}{end}", {}),
-        (f"<|user|>\n{image}what is this?{end}", {"image": images[:1]}),
-        (f"<|user|>\n{image}or {image}which?{end}", {"image": images}),
-        (f"<|user|>\n{video}left or right?{end}", {"video": [frames]}),
-        (f"<|user|>\n{video}and {image}same?{end}", {"image": images[1:], "video": [frames]}),
-    ]
-    return [{"prompt": prompt, "multi_modal_data": data} for prompt, data in requests]
-
-
-def work(checkpoint: Path, out: Path) -> None:
-    """In a process of its own: the version on the path generates, then the tests run."""
-    import pytest
-    import transformers
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(checkpoint),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=512,
-        max_num_seqs=4,
-        limit_mm_per_prompt={"image": 2, "video": 1},
-        seed=0,
-    )
-    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
-    answers = []
-    for output in llm.generate(make_requests(), sampling, use_tqdm=False):
-        (answer,) = output.outputs
-        ids = list(answer.token_ids)
-        steps = zip(answer.logprobs or [], ids, strict=True)
-        answers.append(
-            {
-                "prompt": output.prompt_token_ids,
-                "tokens": ids,
-                "logprobs": [step[token].logprob for step, token in steps],
-            }
-        )
-    result = {"version": transformers.__version__, "answers": answers}
-    out.write_text(json.dumps(result))
-    pytest.main(["-q", "-p", "no:cacheprovider", f"--junitxml={out}.xml", *TESTS])
+def run(command: Command) -> Exit:
+    """Generate and test with every release; raise Exit.FAILED if one differs."""
+    base, paths, args = command.base, command.paths, command.args
+    chosen = args.only or releases(base)
+    if args.lock:
+        for release in chosen:
+            write_lock(base, paths, release)
+        return Exit.OK
+    plan = Plan.read(base.tests_file)
+    reference = environments.version_of((base.locks / "engine.txt").read_text(), "transformers")
+    folder = paths.state / "transformers"
+    with locked(paths.state / ".lock", args.wait):
+        evidence.require_tree(base, paths)
+        about = evidence.about(base, paths)
+        # What the environment's own transformers gives for another tree is no reference.
+        if evidence.load(folder / "checkpoint.json").get("tree") != about["tree"]:
+            folder.mkdir(parents=True, exist_ok=True)
+            if call(paths, None, folder / "checkpoint.log", "make", str(folder / "checkpoint")):
+                raise SeriesError(
+                    Exit.FAILED, "no checkpoint was made", hint=f"see {folder}/checkpoint.log"
+                )
+            evidence.write(folder / "checkpoint.json", about)
+        rows = {}
+        for release in dict.fromkeys([reference, *chosen]):
+            begin = time.monotonic()
+            rows[release] = run_release(base, paths, plan, release)
+            command.say(
+                f"transformers {release}: {len(rows[release]['passed'])} tests, "
+                f"{time.monotonic() - begin:.0f} s"
+            )
+        evidence.require_tree(base, paths)
+    found = [compare(rows[release], rows[reference], plan) for release in chosen]
+    report = {**about, "reference": reference, "tokens": NUM_TOKENS, "releases": found}
+    command.report = report
+    if not args.only:
+        evidence.write(data_file(base.name), report)
+    wrong = [f"transformers {row['version']}: {text}" for row in found for text in row["wrong"]]
+    if wrong:
+        raise SeriesError(Exit.FAILED, ", ".join(wrong), hint=f"the logs are in {folder}")
+    return Exit.OK
 
 
-def run_version(version: str, uv: str, tree: Path, folder: Path) -> Outcome:
-    started = time.monotonic()
-    overlay = install(version, uv, folder)
-    out = folder / f"{version}.json"
-    for old in (out, Path(f"{out}.xml")):
-        old.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), "work"]
-    command += [str(folder / "checkpoint"), str(out)]
-    env = environment(tree, overlay, folder / "engine")
-    log = folder / f"{version}.log"
-    with log.open("w") as stream:
-        subprocess.run(
-            command, cwd=tree, env=env, stdout=stream, stderr=stream, timeout=SECONDS, check=False
-        )
-    if not Path(f"{out}.xml").is_file():
-        raise SystemExit(f"transformers {version}: no result; see {log}")
-    result = json.loads(out.read_text())
-    if result["version"] != version:
-        raise SystemExit(f"transformers {result['version']} ran instead of {version}")
-    cases = list(ElementTree.parse(f"{out}.xml").iter("testcase"))
-    failed = [c.attrib["name"] for c in cases if c.find("failure") is not None]
-    failed += [c.attrib["name"] for c in cases if c.find("error") is not None]
-    skipped = [c.attrib["name"] for c in cases if c.find("skipped") is not None]
-    return Outcome(
-        version=version,
-        answers=result["answers"],
-        passed=len(cases) - len(failed) - len(skipped),
-        failed=failed,
-        skipped=skipped,
-        seconds=time.monotonic() - started,
-    )
+# ---- the page ----
 
 
-def problems(outcome: Outcome, base: Outcome) -> list[str]:
-    found = [f"{name} failed" for name in outcome.failed]
-    knows_model = tuple(map(int, outcome.version.split(".")[:2])) >= (5, 8)
-    allowed = set() if knows_model else REFERENCE_TESTS
-    found += [f"{name} was skipped" for name in outcome.skipped if name not in allowed]
-    for index, (ours, theirs) in enumerate(zip(outcome.answers, base.answers, strict=True)):
-        for field in ("prompt", "tokens"):
-            if ours[field] != theirs[field]:
-                found.append(f"request {index}: other {field} than with {base.version}")
-    return found
-
-
-def distance(outcome: Outcome, base: Outcome) -> float:
-    return max(
-        float(abs(a - b))
-        for ours, theirs in zip(outcome.answers, base.answers, strict=True)
-        for a, b in zip(ours["logprobs"], theirs["logprobs"], strict=True)
-    )
-
-
-def write_report(outcomes: list[Outcome], base: Outcome, bad: dict[str, list[str]]) -> None:
-    lines = [
-        "# Releases of transformers",
-        "",
-        "Written by `ci/transformers_versions.py`. One tiny checkpoint in the published layout, "
-        f"made with {base.version};",
-        f"{len(base.answers)} requests (text, one image, two images, video, image with video), "
-        f"{NUM_TOKENS} greedy tokens each, float32 on the CPU.",
-        f"Prompt ids and tokens are compared with those under {base.version}; tests are those of "
-        "config and processor.",
-        "",
-        "| transformers | prompts and tokens | logprobs differ by | tests passed |",
-        "| --- | --- | --- | --- |",
-    ]
-    for outcome in outcomes:
-        same = (
-            "the same" if not any("request" in text for text in bad[outcome.version]) else "OTHER"
-        )
-        tests = f"{outcome.passed}"
-        if outcome.failed:
-            tests += f", {len(outcome.failed)} failed"
-        if outcome.skipped:
-            tests += f"; {len(outcome.skipped)} needs transformers >= 5.8"
-        difference = distance(outcome, base) if same == "the same" else float("nan")
-        lines.append(f"| {outcome.version} | {same} | {difference:.1e} | {tests} |")
-    lines += [
-        "",
-        "Releases before 5.8 have no EXAONE-4.5; the config and the processor of the series need "
-        "none.",
-    ]
-    REPORT.write_text("\n".join(lines) + "\n")
-
-
-def check(args: argparse.Namespace) -> int:
-    folder: Path = args.folder.resolve()
-    tree: Path = args.tree.resolve()
-    checkpoint = folder / "checkpoint"
-    if not (checkpoint / "model.safetensors.index.json").is_file():
-        subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), "make", str(checkpoint)],
-            cwd=tree,
-            env=environment(tree, None, folder / "engine"),
-            check=True,
-        )
-    outcomes = []
-    for version in args.versions or VERSIONS:
-        outcome = run_version(version, args.uv, tree, folder)
-        outcomes.append(outcome)
-        print(
-            f"transformers {version}: {outcome.passed} tests, {outcome.seconds:.0f} s", flush=True
-        )
-    base = next((o for o in outcomes if o.version == "5.17.0"), outcomes[0])
-    bad = {outcome.version: problems(outcome, base) for outcome in outcomes}
-    if not args.versions:
-        write_report(outcomes, base, bad)
-    for version, texts in bad.items():
-        for text in texts:
-            print(f"transformers {version}: {text}", file=sys.stderr)
-    return 1 if any(bad.values()) else 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("check", help="generate and test with each version")
-    command.add_argument("--tree", type=Path, required=True, help="the patched work tree")
-    command.add_argument("--folder", type=Path, required=True, help="keeps versions and results")
-    command.add_argument("--uv", default="uv")
-    command.add_argument("versions", nargs="*", help="only these; no report is written")
-    command = commands.add_parser("lock", help="renew ci/locks/transformers-*.txt")
-    command.add_argument("--uv", default="uv")
-    command = commands.add_parser("make", help="(internal) write the checkpoint")
-    command.add_argument("checkpoint", type=Path)
-    command = commands.add_parser("work", help="(internal) run with the version on the path")
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("out", type=Path)
-    args = parser.parse_args()
-    if args.command == "check":
-        return check(args)
-    if args.command == "lock":
-        lock(args.uv)
-    elif args.command == "make":
-        make_checkpoint(args.checkpoint)
-    else:
-        work(args.checkpoint, args.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def page(bases: list[Base]) -> str:
+    """The page, from the committed outcomes."""
+    lines = ["# Releases of transformers"]
+    for base in bases:
+        data = evidence.read_any(data_file(base.name), base)
+        if [row["version"] for row in data["releases"]] != releases(base):
+            raise SeriesError(
+                Exit.FAILED,
+                f"{data_file(base.name)} has other releases than {base.locks}",
+                hint="run make transformers",
+            )
+        requests = max(row["requests"] for row in data["releases"])
+        lines += [
+            "",
+            f"## {base.name}",
+            "",
+            f"One tiny checkpoint in the published layout, made with {data['reference']}; "
+            f"{requests} requests (text, one image,",
+            f"two images, video, image with video), {data['tokens']} greedy tokens each, float32 "
+            "on the CPU. Prompt ids and tokens are",
+            f"compared with those under {data['reference']}; tests are those of config and "
+            "processor.",
+            "",
+            evidence.origin(data, base),
+            "",
+            "| transformers | prompts and tokens | logprobs differ by | tests passed |",
+            "| --- | --- | --- | --- |",
+        ]
+        for row in data["releases"]:
+            same = "OTHER" if any("request" in text for text in row["wrong"]) else "the same"
+            tests = f"{row['passed']}"
+            failed = [text for text in row["wrong"] if "request" not in text]
+            tests += f", {'; '.join(failed)}" if failed else ""
+            if row["skipped"] and not failed:
+                tests += f"; {len(row['skipped'])} skipped: needs transformers >= 5.8"
+            lines.append(f"| {row['version']} | {same} | {row['distance']:.1e} | {tests} |")
+    return "\n".join(lines) + "\n"

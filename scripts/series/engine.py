@@ -22,6 +22,15 @@ CPU = {
     "TRITON_INTERPRET": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+def set_defaults(*, cpu: bool, quiet: bool = False) -> None:
+    """The settings of a program that was started without this tool, unless they are set."""
+    chosen = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    chosen |= CPU if cpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    for name, value in (chosen | (QUIET if quiet else {})).items():
+        os.environ.setdefault(name, value)
 
 
 def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:

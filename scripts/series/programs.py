@@ -57,7 +57,7 @@ def run(command: Command) -> Exit:
         argv = [python, "-m", program.module, *given, *arguments]
     done = subprocess.run(
         argv,
-        env=engine.environment(paths, cpu=bool(program and program.cpu)),
+        env=engine.environment(paths, cpu=bool(program and (program.cpu or "--tiny" in arguments))),
         # With --json standard output is left to the report.
         stdout=sys.stderr if command.args.json else None,
         check=False,

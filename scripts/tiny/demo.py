@@ -12,13 +12,21 @@ differ.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
+import logging
 import os
 import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from series import engine
 
 # In the pinned source's own tests, so it is there, verified, and nobody needs a network.
 PHOTO = Path("tests/v1/ec_connector/integration/hato.jpg")
@@ -109,7 +117,7 @@ def load_reference(model: str) -> tuple[Any, Any] | None:
     from tests.models.multimodal.exaone4_5_utils import get_hf_config
     from transformers import Exaone4_5_ForConditionalGeneration
 
-    from tiny.reference import load_processor
+    from .reference import load_processor
 
     index = Path(model) / "model.safetensors.index.json"
     if not index.is_file():
@@ -145,22 +153,91 @@ def compare(engine: Run, reference: Run) -> bool:
     return same and difference <= TOLERANCE
 
 
-def prepare_environment(tiny: bool) -> None:
-    """Quiet logs and, for the tiny checkpoint, what an engine on a CPU is quickest with."""
-    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    if tiny:
-        defaults |= {
-            "HF_HUB_OFFLINE": "1",
-            "TORCHDYNAMO_DISABLE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # The drafts' Triton kernels run in Triton's interpreter.
-            "TRITON_INTERPRET": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what nobody who looks at an answer can use; errors and all else stay.
+
+    That is Gloo's lines, which C++ prints to standard output, torch's remark that it found a CUDA
+    folder without a GPU, and what libraries announce about their future.
+    """
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            ctypes.CDLL(None).fflush(None)
+            os.dup2(stdout, 1)
+            lines.seek(0)
+            for line in lines:
+                if not line.startswith(b"[Gloo]"):
+                    os.write(1, line)
+
+
+@dataclass
+class Asked:
+    """What is asked, of which model, and what to compare the answer with."""
+
+    model: str
+    photo: Path
+    image: Any
+    question: str
+    prompt: str
+    options: dict[str, Any]
+    reference: tuple[Any, Any] | None
+    expected: str | None = None
+
+
+def ask_about_drawing(args: argparse.Namespace) -> Asked:
+    """A held-out question of the tiny checkpoint's, about a picture that is drawn and saved."""
+    from . import checkpoint, task
+    from .reference import Reference
+
+    question = task.get_question("held-out", args.number)
+    if len(question.images) != 1 or question.videos:
+        raise SystemExit("error: that question has not one picture; take another --number")
+    (image,) = question.images
+    photo = args.folder / "picture.png"
+    photo.parent.mkdir(parents=True, exist_ok=True)
+    image.save(photo)
+    options = {
+        "max_model_len": 1024,
+        "disable_log_stats": False,
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS},
+    }
+    parts = Reference(checkpoint.FOLDER)
+    return Asked(
+        model=str(checkpoint.FOLDER),
+        photo=photo,
+        image=image,
+        question=str(question.parts[-1]),
+        prompt=question.prompt(),
+        options=options,
+        reference=(parts.model, parts.processor),
+        expected=question.completion,
+    )
+
+
+def ask_about_photograph(args: argparse.Namespace) -> Asked:
+    """A question to any model, about a picture of the user's or the one in vLLM's tests."""
+    from PIL import Image
+    from transformers import AutoTokenizer
+
+    photo = args.image or args.tree / PHOTO
+    message = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": args.question}],
+    }
+    prompt = AutoTokenizer.from_pretrained(args.model).apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True
+    )
+    image = Image.open(photo).convert("RGB")
+    reference = load_reference(args.model)
+    return Asked(args.model, photo, image, args.question, prompt, {}, reference)
 
 
 def main() -> int:
@@ -173,75 +250,43 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=DRAWN, help="of the held-out question")
     parser.add_argument("--tokens", type=int, help="at most; default: 48, or 256 with --model")
     args = parser.parse_args()
+    args.show = sys.stdout.isatty()  # asked before anything is redirected
     tiny = args.model is None
-    num_tokens = args.tokens or (48 if tiny else 256)
-    photo = args.image or args.tree / PHOTO
-    if not tiny and not photo.is_file():
-        print(f"error: no picture at {photo}; name one with --image", file=sys.stderr)
-        return 2
-    prepare_environment(tiny)
+    if not tiny and not (args.image or args.tree / PHOTO).is_file():
+        raise SystemExit(f"error: no picture at {args.image}; name one with --image")
+    engine.set_defaults(cpu=tiny, quiet=True)
     sys.path.insert(0, str(args.tree))  # the references are in its tests
+    with quiet():
+        return answer(args, tiny)
 
+
+def answer(args: argparse.Namespace, tiny: bool) -> int:
     import vllm.transformers_utils.configs.exaone4_5  # noqa: F401  (registers the config)
-    from PIL import Image
     from transformers import AutoConfig, AutoTokenizer
     from vllm.platforms import current_platform
 
-    from tiny import checkpoint, task
-    from tiny.reference import Reference
-
-    options: dict[str, Any] = {"use_tqdm_on_load": False}
+    asked = ask_about_drawing(args) if tiny else ask_about_photograph(args)
+    options = {"use_tqdm_on_load": False, **asked.options}
     if current_platform.is_cpu() or tiny:
         options |= {"dtype": "float32", "enforce_eager": True}
-    reference: tuple[Any, Any] | None
-    model = args.model or str(checkpoint.FOLDER)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    expected = None
-    if tiny:
-        question = task.get_question("held-out", args.number)
-        if len(question.images) != 1 or question.videos:
-            print(
-                "error: that question has not one picture; take another --number", file=sys.stderr
-            )
-            return 2
-        (image,) = question.images
-        photo = args.folder / "picture.png"
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        image.save(photo)
-        asked, prompt, expected = question.parts[-1], question.prompt(), question.completion
-        options |= {
-            "max_model_len": 1024,
-            "disable_log_stats": False,
-            "speculative_config": {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS},
-        }
-        parts = Reference(checkpoint.FOLDER)
-        reference = parts.model, parts.processor
-    else:
-        image, asked = Image.open(photo).convert("RGB"), args.question
-        message = {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": asked}],
-        }
-        prompt = tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True
-        )
-        reference = load_reference(model)
-
-    runs = [ask_engine(model, prompt, image, num_tokens, options)]
-    if reference is not None:
-        runs.append(ask_transformers(*reference, prompt, image, num_tokens))
-    if sys.stdout.isatty():
-        show(image)
-    answer = tokenizer.decode(runs[0].tokens, skip_special_tokens=True)
-    print(f"\npicture   {photo} ({image.width} x {image.height})")
-    print(f"question  {asked}")
-    verdict = "" if expected is None else "  (right)" if answer == expected else "  (WRONG)"
-    print(f"answer    {answer!r}{verdict}")
+    num_tokens = args.tokens or (48 if tiny else 256)
+    runs = [ask_engine(asked.model, asked.prompt, asked.image, num_tokens, options)]
+    if asked.reference is not None:
+        runs.append(ask_transformers(*asked.reference, asked.prompt, asked.image, num_tokens))
+    if args.show:
+        show(asked.image)
+    tokenizer = AutoTokenizer.from_pretrained(asked.model)
+    text = tokenizer.decode(runs[0].tokens, skip_special_tokens=True)
+    print(f"\npicture   {asked.photo} ({asked.image.width} x {asked.image.height})")
+    print(f"question  {asked.question}")
+    right = asked.expected in (None, text)
+    verdict = "" if asked.expected is None else "  (right)" if right else "  (WRONG)"
+    print(f"answer    {text!r}{verdict}")
     if runs[0].drafts:
         print(f"drafts    accepted at each place: {runs[0].drafts}")
-    print_table(runs, AutoConfig.from_pretrained(model).image_token_id)
+    print_table(runs, AutoConfig.from_pretrained(asked.model).image_token_id)
     agrees = len(runs) < 2 or compare(*runs)
-    return 0 if not tiny or (agrees and answer == expected) else 1
+    return 0 if not tiny or (agrees and right) else 1
 
 
 if __name__ == "__main__":

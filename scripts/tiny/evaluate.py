@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Held-out accuracy and draft acceptance of the checkpoint, through engine and transformers.
 
-    python -m tiny.evaluate --tree TREE      (PYTHONPATH=scripts; `make evaluate`)
+    series evaluate        (or PYTHONPATH=scripts python -m tiny.evaluate --tree TREE)
 
 Both run in float32 on the CPU. Exact match is of the whole answer. transformers is not asked to
 generate: it is given the engine's tokens and has to choose the same at every place, which is
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from series import engine
 
 from . import task
 
@@ -36,21 +37,6 @@ class Answer:
 
     prompt_ids: list[int]
     token_ids: list[int]
-
-
-def prepare_environment() -> None:
-    """What an engine on a CPU is quickest with, unless the caller chose otherwise."""
-    for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def make_engine(folder: Path, **options: Any) -> Any:
@@ -192,7 +178,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=550, help="held-out questions")
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
-    prepare_environment()
+    engine.set_defaults(cpu=True, quiet=True)
     sys.path.insert(0, str(args.tree))
     from .reference import Reference
 

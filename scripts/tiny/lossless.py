@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same answers with the draft layer as without, beside everything that runs on a CPU.
 
-    python -m tiny.lossless --tree TREE [--out OUT.json]    (PYTHONPATH=scripts; `make lossless`)
+    series lossless -- [--out OUT.json]
+    PYTHONPATH=scripts python -m tiny.lossless --tree TREE [--out OUT.json]
 
 Every held-out question is asked once without drafts and once with, in a process for each
 combination below; the tokens have to be equal, prompt included. Float32, greedy.
@@ -22,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from series import engine
 
 from . import evaluate, task
 
@@ -128,9 +131,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON with the outcome")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    evaluate.prepare_environment()
-    # The drafts' Triton kernels run in Triton's interpreter.
-    os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    engine.set_defaults(cpu=True, quiet=True)
     # Two ranks of two threads would wait for each other on two processors.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(args.tree))

@@ -16,18 +16,19 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 TREE = Path.cwd()
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(TREE), str(SCRIPTS)])
     return subprocess.run(
-        [sys.executable, str(SCRIPTS / script), *arguments],
+        [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(TREE)},
+        env=os.environ | {"PYTHONPATH": path},
     )
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("demo.py", "--tree", str(TREE), "--folder", str(folder), *arguments)
+    return run("tiny.demo", "--tree", str(TREE), "--folder", str(folder), *arguments)
 
 
 def test_demo_answers_what_it_draws(tmp_path: Path) -> None:
@@ -38,6 +39,8 @@ def test_demo_answers_what_it_draws(tmp_path: Path) -> None:
     assert "(right)" in done.stdout and "tokens equal: yes" in done.stdout
     (drafts,) = [line for line in done.stdout.splitlines() if line.startswith("drafts")]
     assert drafts.count(" of ") == 3
+    # Nothing but the answer: no remark of a library, no line of its transport.
+    assert done.stdout.startswith("\npicture ") and done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -50,13 +53,13 @@ def test_demo_answers_what_it_draws(tmp_path: Path) -> None:
 )
 def test_demo_without_a_picture(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run_demo(tmp_path, *arguments)
-    assert done.returncode == 2 and message in done.stderr
+    assert done.returncode == 1 and message in done.stderr
 
 
 def test_gpu_numerics_on_a_cpu(tmp_path: Path) -> None:
     """Tower and logits of every case within 1e-5 of transformers, without a GPU in float32."""
     out = tmp_path / "numerics.json"
-    done = run("gpu_numerics.py", "--tiny", "--out", str(out))
+    done = run("bench.numerics", "--tiny", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 8 and all(row["within"] for row in rows)

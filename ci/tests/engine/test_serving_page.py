@@ -22,7 +22,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from bench import memory  # noqa: E402
+from bench import dims, memory  # noqa: E402
 from tiny import checkpoint, task  # noqa: E402
 
 PAGE = (REPOSITORY / "docs" / "use" / "serving.md").read_text()
@@ -135,24 +135,11 @@ def test_parameter_counts() -> None:
 
     config = Exaone4_5_Config(
         text_config={
-            "vocab_size": memory.VOCAB,
-            "hidden_size": memory.HIDDEN,
-            "intermediate_size": memory.MLP,
-            "num_hidden_layers": memory.LAYERS,
-            "num_attention_heads": memory.HEADS,
-            "num_key_value_heads": memory.KV_HEADS,
-            "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * memory.FULL_LAYERS,
-            "sliding_window": memory.WINDOW,
+            **dims.TEXT_CONFIG,
+            "layer_types": dims.PATTERN * (dims.LAYERS // len(dims.PATTERN)),
             "tie_word_embeddings": False,
         },
-        vision_config={
-            "depth": memory.VISION_DEPTH,
-            "hidden_size": memory.VISION_HIDDEN,
-            "intermediate_size": memory.VISION_MLP,
-            "out_hidden_size": memory.HIDDEN,
-            "num_heads": memory.VISION_HEADS,
-            "num_key_value_heads": memory.VISION_KV_HEADS,
-        },
+        vision_config={**dims.VISION_CONFIG, "fullatt_block_indexes": dims.FULL_BLOCKS},
         tie_word_embeddings=False,
     )
     with torch.device("meta"):

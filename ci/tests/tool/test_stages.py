@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,25 +18,44 @@ from typing import Any
 import pytest
 
 from conftest import call
-from proof import stages
+from proof import evidence, runner
 from series import env as environments
+from series import tree as trees
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
+from series.patches import Locked
+from series.state import Record
 
 NAMES = ("first", "second")
 PLAN = """\
 [environment]
 TOY = "set"
-[stock]
+[warm]
+libraries = ["json"]
+tree = ["vllm"]
+[whole.upstream]
+count = 1
 imports = ["vllm"]
-tests = ["tests/test_stock.py"]
+tests = ["tests/test_upstream.py"]
 [patch.first]
+count = 1
 imports = ["vllm.first"]
 tests = ["tests/test_first.py"]
 [patch.second]
+count = 1
 tests = ["tests/test_second.py::test_it"]
 imports = []
 """
+COMPARE = """\
+[compare.models]
+count = 2
+script = "SCRIPTS/models.py"
+[compare.drafts]
+count = 2
+script = "SCRIPTS/drafts.py"
+needs = "first"
+"""
+PASSING = "def test_it():\n    pass\n"
 TEST = """\
 import os
 import vllm
@@ -44,11 +65,12 @@ def test_it():
     assert _version.version == "1"
     assert vllm.COUNT == {count}
 """
-STOCK = """\
+SCRIPT = """\
 import json, pathlib, sys
 import vllm
 answers = {"Same": [1, 2], "Other": [1, 3 if "PLANTED" in dir(vllm) else 2]}
-pathlib.Path(sys.argv[2]).write_text(json.dumps(answers))
+out = {"vllm": vllm.__file__, "answers": answers}
+pathlib.Path(sys.argv[2]).write_text(json.dumps(out))
 """
 
 
@@ -70,14 +92,19 @@ class Toy:
     paths: Paths
     plan: Path
 
-    def run(self, command: str, patch: str = "") -> None:
-        options = ["--stages", str(self.plan), "--patch", patch, "--jobs", "2"]
-        call(command, self.base, self.paths, *options)
+    def run(self, command: str, patch: str = "", *options: str) -> None:
+        given = ["--stages", str(self.plan), "--patch", patch, "--jobs", "2", *options]
+        call(command, self.base, self.paths, *given)
 
-    def fails(self, command: str) -> SeriesError:
+    def fails(self, command: str, *options: str) -> SeriesError:
         with pytest.raises(SeriesError) as caught:
-            self.run(command)
+            self.run(command, "", *options)
         return caught.value
+
+    def replace(self, old: str, new: str) -> None:
+        text = self.plan.read_text()
+        assert old in text
+        self.plan.write_text(text.replace(old, new))
 
     def commit(self, files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -87,10 +114,25 @@ class Toy:
         git(self.paths.tree, "add", "-A")
         git(self.paths.tree, "commit", "-q", "-m", "patch")
 
+    def record(self) -> None:
+        """What apply and export leave: a record in the tree, and series.lock."""
+        tree = self.paths.tree
+        Record("toy", git(tree, "rev-parse", "HEAD").strip(), {}).write(tree / trees.RECORD)
+        first, *others = git(tree, "log", "--reverse", "--format=%T").split()
+        lock = Locked(first, {n: ("-", t) for n, t in zip(NAMES, others, strict=True)})
+        self.base.lock_file.write_text(lock.text())
+
     def amend(self, files: dict[str, str]) -> None:
         self.commit(files)
         git(self.paths.tree, "reset", "-q", "--soft", "HEAD~2")
         git(self.paths.tree, "commit", "-q", "-m", "patch")
+        self.record()
+
+    def report(self, name: str = "test-model") -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(
+            (self.paths.state / "logs" / name / "run.json").read_text()
+        )
+        return report
 
 
 @pytest.fixture
@@ -99,7 +141,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     folder.mkdir(parents=True)
     (folder / "series").write_text("".join(f"{name}\n" for name in NAMES))
     real = Base.load("v0.19.1", Path(__file__).resolve().parents[3])
-    plan = tmp_path / "stages.toml"
+    plan = tmp_path / "tests.toml"
     plan.write_text(PLAN)
     one = Toy(dataclasses.replace(real, folder=folder), Paths(tmp_path / "build", "v0.19.1"), plan)
     one.paths.tree.mkdir(parents=True)
@@ -108,7 +150,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         {
             ".gitignore": "*.so\n/vllm/_version.py\n__pycache__/\n",
             "vllm/__init__.py": "COUNT = 0\n",
-            "tests/test_stock.py": "def test_it():\n    pass\n",
+            "tests/test_upstream.py": PASSING,
         }
     )
     git(one.paths.tree, "tag", "base")
@@ -120,12 +162,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
                 f"tests/test_{name}.py": TEST.format(count=count),
             }
         )
+    one.record()
     (one.paths.tree / "vllm/_version.py").write_text("version = '1'\n")
-    models, drafts = tmp_path / "stock.py", tmp_path / "stock_drafts.py"
-    models.write_text(STOCK)
-    drafts.write_text(f"import vllm.first\n{STOCK}")
-    stock = {"stock models": (models, ""), "stock drafts": (drafts, "first")}
-    monkeypatch.setattr(stages, "STOCK", stock)
     kernel = one.paths.kernels / "key/_C_AVX2.abi3.so"
     kernel.parent.mkdir(parents=True)
     kernel.write_text("kernel")
@@ -135,10 +173,17 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     return one
 
 
+@pytest.fixture
+def passing(toy: Toy) -> Toy:
+    """Also the first patch's test passes in the work tree."""
+    toy.amend({"tests/test_first.py": PASSING, "tests/test_second.py": PASSING})
+    return toy
+
+
 def test_each_runs_on_the_tree_after_its_patch(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     # In the work tree, COUNT is 2: the first patch's test passes only in its own tree.
     toy.run("test-each")
-    table = capfd.readouterr().out.splitlines()[-3:]
+    table = capfd.readouterr().out.splitlines()[-4:-1]
     trees = git(toy.paths.tree, "log", "--reverse", "--format=%T", "base..HEAD").split()
     assert [line.split()[:4] for line in table[1:]] == [
         [name, tree[:12], "ok", "1"] for name, tree in zip(NAMES, trees, strict=True)
@@ -166,7 +211,7 @@ def test_worktrees_come_and_go_one_at_a_time(toy: Toy, monkeypatch: pytest.Monke
         return wrapper
 
     for name in ("git", "attempt"):
-        monkeypatch.setattr(stages, name, alone(getattr(stages, name)))
+        monkeypatch.setattr(runner, name, alone(getattr(runner, name)))
     toy.run("test-each")
     assert sorted(calls) == ["add"] * 2 + ["prune"] * 4
 
@@ -181,77 +226,227 @@ def test_each_links_the_kernels(toy: Toy) -> None:
 def test_model_runs_each_stage_in_a_process(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     pid = "import os\ndef test_it():\n    print('PID', os.getpid())\n    assert 0\n"
     toy.amend({"tests/test_first.py": pid, "tests/test_second.py": pid})
-    error = toy.fails("test-model")
-    assert error.what == "failed: first, second"
+    assert toy.fails("test-model").what == "failed: first, second"
     out = capfd.readouterr().out
     assert len({line for line in out.splitlines() if line.startswith("PID")}) == 2
-    rows = [line.split() for line in out.splitlines()[-5:]]
-    assert [(row[0], row[-6:-2]) for row in rows[:2]] == [
-        (name, ["ok", "0", "1", "0"]) for name in NAMES
-    ]
-    assert rows[2][0] == "stock" and rows[2][3] == "1"
+    rows = [line.split() for line in out.splitlines()[-4:-1]]
+    assert [row[0] for row in rows] == [*NAMES, "upstream"]
+    assert [row[2:6] for row in rows] == [["ok", *"010"], ["ok", *"010"], ["ok", *"100"]]
+    assert "3 tests in 3 stages, 2 stages failed" in out.splitlines()[-1]
 
 
-def test_model_runs_a_test_of_two_stages_once(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
-    first = "from pathlib import Path\ndef test_it():\n    Path('runs').open('a').write('x')\n"
-    toy.amend({"tests/test_first.py": first, "tests/test_second.py": "def test_it(): pass\n"})
-    both = '["tests/test_first.py", "tests/test_second.py::test_it"]'
-    toy.plan.write_text(PLAN.replace('["tests/test_second.py::test_it"]', both))
-    toy.run("test-model")
-    assert (toy.paths.tree / "runs").read_text() == "x"
+def test_a_test_named_twice_is_refused(passing: Toy) -> None:
+    passing.replace('["tests/test_first.py"]', '["tests/test_second.py::test_it"]')
+    assert "names tests/test_second.py::test_it twice" in passing.fails("test-model").what
 
 
-def test_reports_of_a_run_replace_those_before(toy: Toy) -> None:
-    logs = toy.paths.state / "logs"
-    passing = "def test_it():\n    pass\n"
-    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
-    toy.run("test-model")
-    assert {path.name for path in logs.glob("test-model/*.xml")} == {
-        "first.xml",
-        "second.xml",
-        "stock.xml",
-    }
-    toy.run("test-model", "second")
-    assert {path.name for path in logs.glob("test-model/*.xml")} == {"second.xml"}
+def test_reports_of_a_run_replace_those_before(passing: Toy) -> None:
+    logs = passing.paths.state / "logs/test-model"
+    passing.run("test-model")
+    assert {path.stem for path in logs.glob("*.jsonl")} == {"first", "second", "upstream"}
+    report = passing.report()
+    assert report["whole"] and report["ok"] and report["base"] == "v0.19.1"
+    assert report["tree"] == git(passing.paths.tree, "rev-parse", "HEAD^{tree}").strip()
+    assert report["stages"]["first"]["passed"] == report["stages"]["first"]["count"] == 1
+    passing.run("test-model", "second")
+    assert {path.stem for path in logs.glob("*.jsonl")} == {"second"}
+    assert not passing.report()["whole"]
 
 
-def test_model_compares_stock_models(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
-    passing = "def test_it():\n    pass\n"
-    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
-    toy.run("test-model")
-    rows = [line.split() for line in capfd.readouterr().out.splitlines()[-2:]]
-    assert [(row[1], *row[3:7]) for row in rows] == [
+@pytest.fixture
+def comparing(passing: Toy) -> Toy:
+    """Also two scripts give answers without and with the series."""
+    folder = passing.plan.parent
+    for script in ("models", "drafts"):
+        (folder / f"{script}.py").write_text(SCRIPT)
+    passing.plan.write_text(PLAN + COMPARE.replace("SCRIPTS", str(folder)))
+    return passing
+
+
+# ---- the tree that is tested ----
+
+
+def test_a_dirty_tree_is_refused(toy: Toy) -> None:
+    """The committed test fails, the edit passes: it would be the edit that is reported."""
+    toy.amend({"tests/test_first.py": "def test_it():\n    assert 0\n"})
+    (toy.paths.tree / "tests/test_first.py").write_text(PASSING)
+    for command in ("test-model", "test-each"):
+        error = toy.fails(command)
+        assert error.code is Exit.DIRTY and "tests/test_first.py" in error.what
+    assert not (toy.paths.state / "logs").exists()
+
+
+def test_a_tree_that_is_not_the_locks_is_refused(toy: Toy) -> None:
+    lock = toy.base.lock_file.read_text()
+    toy.amend({"tests/test_first.py": PASSING, "tests/test_second.py": PASSING})
+    toy.base.lock_file.write_text(lock)
+    for command in ("test-model", "test-each"):
+        error = toy.fails(command)
+        assert error.code is Exit.LOCK and "after second" in error.what
+    toy.base.lock_file.unlink()
+    assert toy.fails("test-model").code is Exit.LOCK
+
+
+def test_a_tree_without_the_last_patch_is_refused(toy: Toy) -> None:
+    git(toy.paths.tree, "reset", "-q", "--hard", "HEAD~1")
+    head = git(toy.paths.tree, "rev-parse", "HEAD").strip()
+    Record("toy", head, {}).write(toy.paths.tree / trees.RECORD)
+    error = toy.fails("test-each")
+    assert error.code is Exit.LOCK and "has nothing after second" in error.what
+
+
+def test_an_edit_during_the_run_is_refused(passing: Toy) -> None:
+    passing.amend({"tests/test_first.py": f"{PASSING}    open('new.txt', 'w').close()\n"})
+    assert passing.fails("test-model").code is Exit.DIRTY
+    assert not (passing.paths.state / "logs/test-model/run.json").exists()
+
+
+def test_a_report_of_another_tree_is_refused(passing: Toy) -> None:
+    passing.run("test-model")
+    file = passing.paths.state / "logs/test-model/run.json"
+    evidence.read(file, passing.base, command="make test-model")
+    passing.amend({"vllm/more.py": ""})
+    with pytest.raises(SeriesError, match="run make test-model") as caught:
+        evidence.read(file, passing.base, command="make test-model")
+    assert caught.value.code is Exit.LOCK
+
+
+# ---- comparisons without and with the series ----
+
+
+def test_model_compares_other_models(comparing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    comparing.run("test-model")
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()[-3:-1]]
+    assert [(row[0], *row[2:6]) for row in rows] == [
         ("models", "ok", "2", "0", "0"),
         ("drafts", "ok", "2", "0", "0"),
     ]
-    toy.amend({"vllm/__init__.py": "PLANTED = True\n"})
-    assert toy.fails("test-model").what == "failed: stock models, stock drafts"
-    out = capfd.readouterr().out
-    assert out.count("Other: DIFFERENT") == out.count("Same: same") == 2
-    for script, _ in stages.STOCK.values():
-        script.write_text("raise SystemExit(1)\n")
-    assert toy.fails("test-model").what == "failed: stock models, stock drafts"
-    assert "stock_drafts.py failed without the series" in capfd.readouterr().out
-    assert not list(toy.paths.state.glob("each/*"))
+    comparing.amend({"vllm/__init__.py": "PLANTED = True\n"})
+    assert comparing.fails("test-model").what == "failed: models, drafts"
+    assert capfd.readouterr().out.count("different: Other") == 2
+    for script in ("models", "drafts"):
+        comparing.plan.with_name(f"{script}.py").write_text("raise SystemExit(3)\n")
+    assert comparing.fails("test-model").what == "failed: models, drafts"
+    assert "without the series: ended with 3" in capfd.readouterr().out
+    assert not list(comparing.paths.state.glob("each/*"))
 
 
-def test_stock_drafts_need_one_patch_of_the_series(
-    toy: Toy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_comparison_of_a_tree_with_itself_fails(
+    comparing: Toy, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    passing = "def test_it():\n    pass\n"
-    toy.amend({"tests/test_first.py": passing, "tests/test_second.py": passing})
-    script = stages.STOCK["stock drafts"][0]
+    """A script that imports from the patched tree in both runs."""
+    both = f"import sys\nsys.path.insert(0, {str(comparing.paths.tree)!r})\n{SCRIPT}"
+    comparing.plan.with_name("models.py").write_text(both)
+    assert comparing.fails("test-model").what == "failed: models"
+    assert f"without the series: vllm came from {comparing.paths.tree}" in capfd.readouterr().out
+    pinned = comparing.paths.state / "each/models/vllm/__init__.py"
+    comparing.plan.with_name("models.py").write_text(
+        SCRIPT.replace("vllm.__file__", f"{str(pinned)!r}")
+    )
+    assert comparing.fails("test-model").what == "failed: models"
+    assert f"with the series: vllm came from {pinned}" in capfd.readouterr().out
+
+
+def test_a_comparison_needs_one_patch_of_the_series(
+    comparing: Toy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = comparing.plan.with_name("drafts.py")
     # Of the series the tree without it has the patch only.
     only = "import importlib.util as u\nassert u.find_spec('vllm.first')\n"
     only += "if 'without' in sys.argv[2]: assert not u.find_spec('vllm.second')\n"
-    script.write_text(STOCK.replace("import vllm\n", f"import vllm\n{only}"))
-    toy.run("test-model")
+    script.write_text(SCRIPT.replace("import vllm\n", f"import vllm\n{only}"))
+    comparing.run("test-model")
     # A series that has dropped it.
-    monkeypatch.setitem(stages.STOCK, "stock drafts", (script, "dropped"))
-    assert toy.fails("test-model").what == "failed: stock drafts"
-    assert "stock_drafts.py failed without the series" in capfd.readouterr().out
-    script.write_text(STOCK)
-    toy.run("test-model")
+    comparing.replace('needs = "first"', 'needs = "dropped"')
+    assert comparing.fails("test-model").what == "failed: drafts"
+    assert "without the series: ended with" in capfd.readouterr().out
+    script.write_text(SCRIPT)
+    comparing.run("test-model")
+
+
+# ---- what stops a stage ----
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_number_of_tests_is_pinned(
+    passing: Toy, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    two = f"{PASSING}def test_other():\n    pass\n"
+    passing.amend({"tests/test_second.py": two})
+    passing.replace("test_second.py::test_it", "test_second.py")
+    passing.replace("[patch.second]\ncount = 1", f"[patch.second]\ncount = {number}")
+    for command in ("test-model", "test-each"):
+        assert "second" in passing.fails(command).what
+        out = capfd.readouterr().out
+        assert f"2 tests ran, tests.toml says {number}" in out and "write count = 2" in out
+    assert passing.fails("test-model", "--write-counts").what == "failed: second"
+    assert "[patch.second]\ncount = 2\n" in passing.plan.read_text()
+    passing.run("test-model")
+
+
+def test_new_counts_are_written_into_a_table_without_one(comparing: Toy) -> None:
+    comparing.replace("[patch.second]\ncount = 1", "[patch.second]")
+    comparing.replace("[compare.models]\ncount = 2", "[compare.models]")
+    text = comparing.plan.read_text()
+    comparing.fails("test-model", "--write-counts")
+    assert sorted(comparing.plan.read_text().split()) == sorted(
+        f"{text} count = 1 count = 2".split()
+    )
+    comparing.run("test-model")
+
+
+def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its whole group goes, and the end of its log is shown."""
+    hang = "import os, subprocess, sys, time\ndef test_it():\n    print('HERE', flush=True)\n"
+    hang += "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    hang += "    os.write(2, f'CHILD={child.pid}'.encode())\n    time.sleep(600)\n"
+    passing.amend({"tests/test_first.py": hang})
+    passing.replace("[patch.first]", "[patch.first]\nseconds = 3")
+    begin = time.monotonic()
+    assert passing.fails("test-model").what == "failed: first"
+    assert time.monotonic() - begin < 30
+    out = capfd.readouterr().out
+    assert "FAILED not done after 3 s" in out and "test_first.py" in out
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert "sleep 600" not in running.stdout
+
+
+def test_ctrl_c_ends_what_runs(passing: Toy) -> None:
+    wait = (
+        "import time\ndef test_it():\n    open('{state}/began', 'w').close()\n    time.sleep(601)\n"
+    )
+    began = passing.paths.state / "began"
+    passing.amend({"tests/test_first.py": wait.replace("{state}", str(passing.paths.state))})
+
+    def interrupt() -> None:
+        while not began.exists():
+            time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        passing.run("test-model")
+    assert time.monotonic() - begin < 60
+
+
+def test_a_log_may_hold_any_bytes(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    odd = "import os\ndef test_it():\n    os.write(1, b'\\xff\\xfe odd')\n    assert 0\n"
+    passing.amend({"tests/test_first.py": odd})
+    assert passing.fails("test-model").what == "failed: first"
+    assert "odd" in capfd.readouterr().out
+
+
+def test_long_stages_run_apart(comparing: Toy) -> None:
+    comparing.replace("[patch.first]", "[patch.first]\nlong = true")
+    comparing.replace("[compare.drafts]", "[compare.drafts]\nlong = true")
+    comparing.run("test-model")
+    assert set(comparing.report()["stages"]) == {"second", "upstream", "models"}
+    comparing.run("test-model", "", "--long")
+    assert set(comparing.report("test-model-long")["stages"]) == {"first", "drafts"}
+    # One that is asked for by name runs however long it is.
+    comparing.run("test-model", "first")
+    assert set(comparing.report()["stages"]) == {"first"}
 
 
 @pytest.mark.parametrize(
@@ -289,23 +484,27 @@ def test_a_failing_stage_is_named(
     error = toy.fails("test-each")
     assert error.code is Exit.FAILED
     assert error.what == "failed: second"
-    assert capfd.readouterr().out.splitlines()[-1].split()[2:6] == cells
+    assert capfd.readouterr().out.splitlines()[-2].split()[2:6] == cells
     assert not list(toy.paths.state.glob("each/*"))
 
 
+def test_a_stage_without_a_patch_fails(toy: Toy) -> None:
+    toy.plan.write_text(f"{toy.plan.read_text()}[patch.third]\nimports = []\ntests = ['x']\n")
+    assert "tests for third, which the series does not list" in toy.fails("test-model").what
+
+
 def test_a_patch_without_a_stage_fails(toy: Toy) -> None:
-    toy.plan.write_text(PLAN.replace("[patch.second]", "[patch.other]"))
+    toy.replace("[patch.second]", "[patch.other]")
     for command in ("test-each", "test-model"):
         assert "no tests for second" in toy.fails(command).what
-    toy.plan.write_text(PLAN.replace('tests = ["tests/test_second.py::test_it"]', "tests = []"))
+    toy.replace("[patch.other]", "[patch.second]")
+    toy.replace('tests = ["tests/test_second.py::test_it"]', "tests = []")
     assert "no tests for second" in toy.fails("test-each").what
     toy.plan.write_text("[patch.first\n")
     assert "cannot be read" in toy.fails("test-each").what
 
 
 def test_what_must_come_first(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    git(toy.paths.tree, "reset", "-q", "--hard", "HEAD~1")
-    assert toy.fails("test-each").code is Exit.DIRTY
     monkeypatch.setattr(environments, "read_stamp", lambda _: {})
     assert toy.fails("test-each").code is Exit.BUILD
     with pytest.raises(SeriesError, match="no patch 'third'"):

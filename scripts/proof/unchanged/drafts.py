@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafts of stock models that the series must not change: EAGLE, EAGLE-3 and DeepSeek's MTP.
+"""Drafts of other models that the series must not change: EAGLE, EAGLE-3 and DeepSeek's MTP.
 
-    python ci/stock_drafts.py FOLDER OUT.json
+    python scripts/proof/unchanged/drafts.py FOLDER OUT.json
 
 Writes what the vLLM on PYTHONPATH gives for tiny checkpoints in FOLDER, which it makes if they
 are missing: greedy tokens and their logprobs, every draft with a sum of the hidden state that
@@ -14,7 +14,7 @@ often follow, so that some are right and some wrong. DeepSeek's layers run witho
 latent attention, which vLLM's CPU backend does not have: the same maths with an ordinary KV
 cache.
 
-The series mends drafts between the chunks of a prompt, and their slots if the first ones after a
+The series changes drafts between the chunks of a prompt, and their slots if the first ones after a
 prompt begin a block. So no prompt is computed in chunks here, or ends so near a block's end.
 """
 
@@ -306,7 +306,9 @@ def main() -> None:
         "Eagle3LlamaForCausalLM": run(folder / "llama", "eagle3", folder / "eagle3"),
         "DeepSeekMTPModel": run(folder / "deepseek", "mtp", None),
     }
-    out.write_text(json.dumps(results))
+    import vllm
+
+    out.write_text(json.dumps({"vllm": vllm.__file__, "answers": results}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens of two stock models that the series must not change: EXAONE-4 and Qwen2.5-VL.
+"""Tokens of two other models that the series must not change: EXAONE-4 and Qwen2.5-VL.
 
-    python ci/stock.py FOLDER OUT.json
+    python scripts/proof/unchanged/models.py FOLDER OUT.json
 
 Writes the greedy tokens and logprobs that the vLLM on PYTHONPATH gives for tiny random
 checkpoints in FOLDER, which it makes if they are missing. `make test-model` runs it with
@@ -156,7 +156,9 @@ def main() -> None:
             folder / "qwen2_5_vl", pictures, limit_mm_per_prompt={"image": 2, "video": 0}
         ),
     }
-    out.write_text(json.dumps(results))
+    import vllm
+
+    out.write_text(json.dumps({"vllm": vllm.__file__, "answers": results}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pages`: what is generated in the documents, from the data of runs in docs/evidence/data.
+
+A page of PAGES is generated as a whole. In every other document the lines between
+
+    <!-- generated: NAME -->
+    <!-- end -->
+
+are: NAME is a `TABLE` of `bench.memory`, or FILE/TABLE for a table of docs/evidence/data/FILE.json,
+which holds the figures of one sitting on one card:
+
+    {"sitting": …, "card": …, "how": …, "tables": {TABLE: {"columns": […], "rows": [[name, …], …]}}}
+
+A row of figures elsewhere in a document of FIGURES is an error: it has no run. `--check` compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import memory
+from series.command import Command
+from series.config import ROOT, Base
+from series.errors import Exit, SeriesError
+from series.state import write_atomic
+
+from . import capabilities, evidence, mutants, transformers_releases
+
+PAGES: dict[str, Callable[[list[Base]], str]] = {
+    "docs/evidence/capabilities.md": capabilities.page,
+    "docs/evidence/mutations.md": mutants.page,
+    "docs/evidence/transformers-releases.md": transformers_releases.page,
+}
+DOCUMENTS = ("README.md", "docs/**/*.md")
+# Where every figure has to come from a run.
+FIGURES = ("README.md", "docs/evidence/**/*.md")
+BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FIGURE = re.compile(r"^\|.*(?<![\w.`])\d+\.\d+(?![\w.`])", re.MULTILINE)
+NOTE = "<!-- Written by make pages; do not edit. -->\n\n"
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """The options of `pages`."""
+    parser.add_argument("--check", action="store_true", help="compare, do not write")
+
+
+def wrong(text: str, hint: str) -> SeriesError:
+    return SeriesError(Exit.FAILED, text, hint=hint)
+
+
+def markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def table(name: str) -> str:
+    """A table of one sitting on one card, with a line that says which."""
+    file, _, wanted = name.partition("/")
+    path = evidence.DATA / f"{file}.json"
+    data = evidence.load(path)
+    try:
+        where, part = (data["sitting"], data["card"]), data["tables"][wanted]
+        columns, rows = part["columns"], part["rows"]
+        for row in rows:
+            # A row may say itself where it was measured; then that is this card, this sitting.
+            own = row[-1] if isinstance(row[-1], dict) else {}
+            found = (own.get("sitting", where[0]), own.get("card", where[1]))
+            if found != where:
+                raise wrong(
+                    f"{path}: {row[0]} was measured on {found[1]}, {found[0]}; the rest of "
+                    f"{wanted} on {where[1]}, {where[0]}",
+                    "measure all of it in one sitting on one card",
+                )
+            if len(row) - bool(own) != len(columns):
+                raise wrong(f"{path}: {row[0]} has not {len(columns)} cells", "correct the data")
+    except (KeyError, TypeError, IndexError) as error:
+        raise wrong(f"{path} has no table {wanted!r} ({error!r})", "see pages.py") from error
+    cells = [row[:-1] if isinstance(row[-1], dict) else row for row in rows]
+    return f"{markdown(columns, cells)}\n{data['card']}, {data['sitting']}. {data['how']}\n"
+
+
+def block(name: str) -> str:
+    return memory.TABLES[name]() + "\n" if name in memory.TABLES else table(name)
+
+
+def documents(patterns: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from sorted(ROOT.glob(pattern))
+
+
+def generate(file: Path) -> str:
+    """A document as it should be; a SeriesError for a figure outside of a block."""
+    name = file.relative_to(ROOT)
+    text = file.read_text(encoding="utf-8")
+    new = BLOCK.sub(lambda match: f"{match[1]}{block(match[2])}{match[4]}", text)
+    rest = BLOCK.sub("", new)
+    if "<!-- generated:" in rest or "<!-- end -->" in rest:
+        raise wrong(f"{name} has a block without its end", "write <!-- end --> below it")
+    if file in set(documents(FIGURES)) and (figure := FIGURE.search(rest)):
+        raise wrong(
+            f"{name} has a figure without its run: {figure[0]}",
+            "put its table into docs/evidence/data, and a block in its place",
+        )
+    return new
+
+
+def run(command: Command) -> Exit:
+    """Write what is generated; with --check compare, and raise Exit.FAILED if it differs."""
+    bases = [Base.load(file.parent.name) for file in sorted(ROOT.glob("patches/*/base.toml"))]
+    whole = {ROOT / name: NOTE + make(bases) for name, make in PAGES.items()}
+    others = [file for file in documents(DOCUMENTS) if file not in whole]
+    texts = whole | {file: generate(file) for file in others}
+    changed = []
+    for file, text in texts.items():
+        if file.is_file() and file.read_text(encoding="utf-8") == text:
+            continue
+        changed.append(str(file.relative_to(ROOT)))
+        if not command.args.check:
+            write_atomic(file, text.encode())
+            command.say(f"wrote {changed[-1]}")
+    command.report = {"changed": changed}
+    if command.args.check and changed:
+        raise wrong(f"{', '.join(changed)}: not what the data gives", "run make pages")
+    command.say(f"{len(texts)} documents are what their data gives")
+    return Exit.OK

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs stages: a process for each, forked from one that has imported what all of them import."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from series import env as environments
+from series import kernels
+from series.config import ROOT, Paths
+from series.errors import Exit, SeriesError
+from series.git import attempt, git
+
+from .warm import NO_IMPORT, Job, kill
+
+TAIL = 40  # lines of a log that are shown
+HANG = -1000  # in place of a status
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit status, -N for signal N, or HANG."""
+
+    status: int
+    log: Path
+
+    @property
+    def hung(self) -> bool:
+        return self.status == HANG
+
+    @property
+    def imported(self) -> bool:
+        return self.status != NO_IMPORT
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-TAIL:])
+
+
+class Warm:
+    """The process to fork from; `modules` are what it imports first."""
+
+    def __init__(self, python: Path, modules: Iterable[str], env: Mapping[str, str], log: Path):
+        self.log = log
+        self.numbers = itertools.count()
+        self.answers: dict[int, queue.SimpleQueue[dict[str, int]]] = {}
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [str(python), str(Path(__file__).with_name("warm.py")), *modules],
+                env=dict(env),
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+            )
+        self.writing = threading.Lock()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            self.answers[answer["job"]].put(answer)
+        for waiting in list(self.answers.values()):
+            waiting.put({})  # it has ended
+
+    def run(self, job: Job, seconds: float) -> Ended:
+        """Fork for a job and wait for its end; after so many seconds it is killed."""
+        log, number = Path(job["log"]), next(self.numbers)
+        answers = self.answers[number] = queue.SimpleQueue()
+        assert self.process.stdin is not None
+        try:
+            with self.writing:
+                self.process.stdin.write(json.dumps(job | {"number": number}) + "\n")
+                self.process.stdin.flush()
+            started = answers.get()
+            if "pid" in started:
+                try:
+                    ended = answers.get(timeout=seconds)
+                except queue.Empty:
+                    kill(started["pid"])
+                    return Ended(HANG, log)
+                if "status" in ended:
+                    return Ended(ended["status"], log)
+        except BrokenPipeError:
+            pass
+        raise SeriesError(
+            Exit.FAILED,
+            f"the process that stages are forked from has ended (log: {self.log})",
+            hint="the end of its log may say why: " + Ended(0, self.log).tail()[-300:],
+        )
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+
+class Worktrees:
+    """The tree of other commits, with the version and the kernels of the built one."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        # `git worktree prune` removes what an `add` beside it has only begun.
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def at(self, name: str, commit: str) -> Iterator[Path]:
+        tree, folder = self.paths.tree, self.paths.state / "each" / name
+        with self.lock:
+            self._remove(folder)
+            git(tree, "worktree", "add", "--quiet", "--detach", "--force", folder, commit)
+        try:
+            shutil.copyfile(tree / "vllm/_version.py", folder / "vllm/_version.py")
+            links = {
+                name: (tree / name).resolve()
+                for name in git(tree, "ls-files", "--others", "-z", "vllm").split("\0")
+                if name and (name.endswith(".so") or (tree / name).is_symlink())
+            }
+            kernels.link(folder, links, self.paths.kernels)
+            yield folder
+        finally:
+            with self.lock:
+                self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        attempt(self.paths.tree, "worktree", "prune")
+
+
+class Progress:
+    """On a terminal one line that changes; elsewhere a line when something starts or ends."""
+
+    def __init__(self, total: int, out: Any) -> None:
+        self.total, self.out = total, out
+        self.done = 0
+        self.running: dict[str, Path] = {}
+        self.lock = threading.Lock()
+        self.live = bool(out.isatty())
+        self.over = threading.Event()
+        if self.live:
+            threading.Thread(target=self._show, daemon=True).start()
+
+    def say(self, text: str) -> None:
+        with self.lock:
+            print(f"\r\033[K{text}" if self.live else text, file=self.out, flush=True)
+
+    def start(self, name: str, outcomes: Path) -> None:
+        self.running[name] = outcomes
+        if not self.live:
+            self.say(f"-- {name}: starts ({self.done} of {self.total} done)")
+
+    def end(self, name: str, verdict: str) -> None:
+        self.running.pop(name, None)
+        self.done += 1
+        self.say(f"== {name}: {verdict}")
+
+    def _show(self) -> None:
+        while not self.over.wait(1):
+            shares = []
+            for name, path in list(self.running.items()):
+                lines = path.read_bytes().count(b"\n") if path.is_file() else 0
+                shares.append(f"{name} ({max(lines - 1, 0)} tests)")
+            width = shutil.get_terminal_size().columns - 1
+            line = f"{self.done} of {self.total} done; {', '.join(shares)}"[:width]
+            with self.lock:
+                print(f"\r\033[K{line}", end="", file=self.out, flush=True)
+
+    def close(self) -> None:
+        self.over.set()
+        if self.live:
+            self.say("")
+
+
+def job(
+    tree: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    imports: Iterable[str] = (),
+    script: Path | None = None,
+    arguments: Iterable[str] = (),
+    outcomes: Path | None = None,
+) -> Job:
+    """A job in a tree: the tree comes before everything else on the path."""
+    root = tree.resolve()
+    path = os.pathsep.join([str(root), str(ROOT / "scripts")])
+    return {
+        "number": 0,
+        "tree": str(root),
+        "environment": {**environment, "PYTHONPATH": path},
+        "log": str(log.resolve()),
+        "imports": list(imports),
+        "script": str(script or ""),
+        "arguments": list(arguments),
+        "outcomes": str(outcomes.resolve() if outcomes else ""),
+    }
+
+
+def start(
+    paths: Paths,
+    modules: Iterable[str],
+    environment: Mapping[str, str],
+    logs: Path,
+    tree: Path | None,
+) -> Warm:
+    """A process to fork from; without a `tree` it has nothing of vLLM's on its path."""
+    path = [str(tree.resolve())] if tree else []
+    given = {**environment, "PYTHONPATH": os.pathsep.join([*path, str(ROOT / "scripts")])}
+    return Warm(environments.python(paths), modules, given, logs / "imports.log")
