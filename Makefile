@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # The entry points; `make` alone lists them. All state lives under BUILD_DIR.
 
+ifeq ($(wildcard scripts/series),)
+$(error run make in the folder of this Makefile, or with -C)
+endif
+
 BUILD_DIR ?= build
 BASE ?= v0.19.1
 
@@ -15,16 +19,19 @@ COMMON = --base '$(BASE)' --build-dir '$(BUILD_DIR)'
 FETCH = $(call given,SOURCE,--source) $(call given,SOURCES,--sources)
 BUILD = $(FETCH) $(call given,DEVICE,--device) $(call given,KERNELS,--kernels) \
   $(call given,CUDA_ARCHS,--cuda-archs) $(call given,TORCH_INDEX,--torch-index) \
-  $(call given,PYTHON,--python)
+  $(call given,KERNEL_CACHE,--kernel-cache) $(call given,PYTHON,--python)
 
 export PYTHONPATH := $(CURDIR)/scripts
 # The tool needs the standard library alone. -B: no byte code in the checkout.
-SERIES = '$(PYTHON)' -B -m series
+SERIES = command -v '$(PYTHON)' >/dev/null || { \
+  echo 'error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=' >&2; exit 1; }; \
+  '$(PYTHON)' -B -m series
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check drop-when diff test-tool test-model test-each capabilities evaluate lossless train mutate locks
+  check drop-when diff test-tool test-model test-long test-each capabilities pages evaluate lossless \
+  train mutate transformers locks
 
 ##@ use
 
@@ -33,11 +40,9 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           PYTHON JOBS MODEL REV DROP (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
-	@command -v '$(PYTHON)' >/dev/null || { \
-	  echo "error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=" >&2; exit 1; }
 	@$(SERIES) doctor $(COMMON) $(BUILD)
 
 configure:  ## keep settings for later: make configure DEVICE=cpu SOURCES=folder
@@ -85,15 +90,23 @@ diff:  ## what a change does to the series since REV=commit
 
 test-tool:  ## tests, lint and types of the tool itself
 	@$(SERIES) test-tool $(COMMON)
+	@$(SERIES) pages $(COMMON) --check
 
 test-model: build  ## run the tests of the series in the work tree
 	@$(SERIES) test-model $(COMMON)
+	@$(SERIES) capabilities $(COMMON) --check
+
+test-long: build  ## those of its tests that take long
+	@$(SERIES) test-model $(COMMON) --long
 
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
 
 capabilities:  ## the page of what works, from the reports of the last test-model
 	@$(SERIES) capabilities $(COMMON)
+
+pages:  ## write what is generated in the documents, from the data of runs
+	@$(SERIES) pages $(COMMON)
 
 evaluate: build  ## held-out accuracy and draft acceptance of the tiny model (3 minutes)
 	@$(SERIES) evaluate $(COMMON)
@@ -106,6 +119,9 @@ train: build  ## train the tiny model from nothing (15 minutes on an H100)
 
 mutate: build  ## plant errors in the model; a named test must detect each (an hour)
 	@$(SERIES) mutate $(COMMON)
+
+transformers: build  ## the same prompts and tokens under five releases of transformers (15 minutes)
+	@$(SERIES) transformers $(COMMON)
 
 locks:  ## renew ci/locks/tools.txt and dev.txt from their .in files
 	@$(SERIES) locks $(COMMON)

@@ -55,6 +55,7 @@ MAINTAIN = {
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),
     "capabilities": Verb("proof.capabilities", "the page of what works, from the last test-model"),
+    "pages": Verb("proof.pages", "write what is generated in the documents, from runs"),
     "mutate": Verb("proof.mutants", "plant errors in the model; a named test must detect each"),
     "transformers": Verb("proof.transformers_releases", "the same tokens under five releases"),
     "evaluate": Verb("series.programs", "held-out accuracy and acceptance of the tiny model"),

@@ -35,6 +35,10 @@ def run(command: Command) -> Exit:
     with tempfile.TemporaryDirectory() as temporary, command.lock(".check.lock"):
         old = _at(now, command.args.rev, Path(temporary))
         before, after = files.read(old), files.read(now)
+        if (old.archive, list(before.items())) == (now.archive, list(after.items())):
+            command.report = {"changes": []}
+            command.say(f"the series is as it was at {command.args.rev}")
+            return Exit.OK
         import_base(now, command.fetch(), scratch / "now")
         if old.archive == now.archive:
             copy_base(scratch / "now", scratch / "old")
@@ -48,9 +52,7 @@ def run(command: Command) -> Exit:
     command.report = {"changes": [{"what": w, "name": n} for w, n in changes(before, after, text)]}
     for change in command.report["changes"]:
         command.say(f"{change['what']:8} {change['name']}")
-    if not command.report["changes"]:
-        command.say(f"the series is as it was at {command.args.rev}")
-    elif not command.args.stat:
+    if not command.args.stat:
         command.say(f"\n{text}")
     return Exit.OK
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ BUILD = {
     ),
     "CUDA_ARCHS": Setting("for KERNELS=source: 9.0, or a list"),
     "TORCH_INDEX": Setting("index (or folder) with torch's CPU build"),
+    "KERNEL_CACHE": Setting("folder of the compiled kernels (kernels in the build folder)"),
     "PYTHON": Setting("interpreter of the tool and of the engine"),
 }
 
@@ -85,6 +87,10 @@ def resolve(args: argparse.Namespace, paths: Paths, *, keep: bool) -> None:
             given[name] = value = _usable(name, value)
         if hasattr(args, key):
             setattr(args, key, (kept.get(name) if value is None else value) or setting.default)
+    # Of every verb, as Paths.kernels is: who links kernels and who removes links must agree.
+    cache = given.get("KERNEL_CACHE", kept.get("KERNEL_CACHE", ""))
+    if cache:
+        os.environ["KERNEL_CACHE"] = cache
     if keep and given:
         make_build_folder(paths.build)
         with locked(paths.build / ".settings.lock", 60):
@@ -108,9 +114,11 @@ def _keep(paths: Paths, given: dict[str, str]) -> None:
 
 
 def _usable(name: str, value: str) -> str:
-    """The value as it is kept: a folder's path whole."""
+    """The value as it is kept: a folder's whole path."""
     if "\n" in value:
         raise SeriesError(Exit.USAGE, f"{name} has more than one line", hint="correct it")
+    if name == "KERNEL_CACHE" and value:
+        return str(Path(value).expanduser().resolve())
     local = name == "SOURCES" or (name == "TORCH_INDEX" and "://" not in value)
     if not value or not local:
         return value

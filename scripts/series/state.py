@@ -18,16 +18,13 @@ from typing import IO
 from .errors import Exit, SeriesError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by the series tool.\n"
-# What a folder may hold that was made before the tag was: the environments of the tool.
-_EARLIER = {"dev", "tools", "dev.lock", "tools.lock"}
 
 
 def make_build_folder(folder: Path) -> None:
     """Create the build folder with the tag by which `distclean` knows it as its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    tag = folder / "CACHEDIR.TAG"
-    if not tag.exists() and {path.name for path in folder.iterdir()} <= _EARLIER:
-        tag.write_text(TAG, encoding="utf-8")
+    if not any(folder.iterdir()):
+        (folder / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
 
 
 def read_text(path: Path, code: Exit) -> str:

@@ -30,6 +30,7 @@ def caches(paths: Paths) -> dict[str, str]:
         "PYTHONPYCACHEPREFIX": str(folder / "pycache"),
     }
     if len(os.fsencode(temporary)) <= LONGEST_TMPDIR:
+        make_build_folder(paths.build)
         temporary.mkdir(parents=True, exist_ok=True)
         chosen["TMPDIR"] = str(temporary)
     return {key: os.environ.get(key) or value for key, value in chosen.items()}

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from series.cli import function_of, parse
+from series import settings
+from series.cli import KEEP, function_of, parse
 from series.command import Command
 from series.config import Base, Paths
 from series.errors import Exit
@@ -200,8 +201,10 @@ class Project:
 
 def call(verb: str, base: Base, paths: Paths, *given: str) -> Exit:
     """Run a verb in this process, on a base and folders of the test's own."""
-    command = Command(parse([verb, "--build-dir", str(paths.build), "--wait", "1", *given]))
+    args = parse([verb, "--build-dir", str(paths.build), "--wait", "1", *given])
+    command = Command(args)
     command.base = base
+    settings.resolve(args, paths, keep=verb in KEEP)
     return function_of(verb)(command)
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from conftest import call
+from series import cli, cuda, index, kernels, tools, tree
 from series import env as environments
-from series import index, kernels
-from series.config import Base, Paths
+from series.config import Base, Paths, Pythons
 from series.errors import Exit, SeriesError
 from series.steps import Steps
 
@@ -80,6 +82,8 @@ elif "--editable" in args:
     version = os.environ["VLLM_VERSION_OVERRIDE"]
     tree = pathlib.Path(args[-1])
     (tree / "vllm/_version.py").write_text(f"version = {{version!r}}\\n")
+    if "LEAVE" in os.environ:
+        (tree / os.environ["LEAVE"]).write_text("left")
 """
 # Compiles by writing what it was given; fails if the source says so.
 CMAKE = """\
@@ -161,8 +165,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     for program in (uv, compiler):
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(index, "uv", lambda: uv)
-    monkeypatch.setattr(kernels, "check_machine", lambda: None)
+    monkeypatch.setattr(tools, "uv", lambda _: uv)
+    monkeypatch.setattr(index, "pip_settings", lambda _: {})
+    monkeypatch.setattr(kernels, "check_machine", lambda *, cpu: None)
     return Toy(Base.load("v0.19.1", REPO), paths, log)
 
 
@@ -198,11 +203,70 @@ def test_only_kernel_sources_recompile(toy: Toy, capsys: pytest.CaptureFixture[s
     assert (toy.paths.tree / kernels.NAMES[0]).read_text() == "int main;\n"
 
 
-def test_uncommitted_source_does_not_reach_the_cache(toy: Toy) -> None:
+def test_edits_of_the_user_are_not_the_builds(toy: Toy) -> None:
     (toy.paths.tree / "csrc/cpu.cpp").write_text("int edited;\n")
-    with pytest.raises(SeriesError, match="does not ignore"):
-        toy.build()
+    (toy.paths.tree / "mine.py").write_text("x = 1\n")
+    toy.build()
+    # What is not committed does not reach the cache.
     assert kernel_files(toy)[0].read_text() == "int main;\n"
+
+
+def test_files_that_the_build_left_are(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toy.paths.tree / "mine.py").write_text("x = 1\n")
+    monkeypatch.setenv("LEAVE", "left.txt")
+    with pytest.raises(SeriesError, match="left files"):
+        toy.build()
+
+
+def test_ignored_files_of_a_build_go_with_the_tree_and_the_users_do_not(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toy.paths.tree / "early.so").write_bytes(b"mine")
+    monkeypatch.setenv("LEAVE", "made.so")
+    toy.build()
+    (toy.paths.tree / "late.so").write_bytes(b"mine")
+    assert [what.split(",")[0] for what, _ in tree.belongings(toy.paths) if "ref " not in what] == [
+        "early.so",
+        "late.so",
+    ]
+
+
+def test_release_kernels_fit_only_the_release_sources(toy: Toy) -> None:
+    toy.commit("vllm/__init__.py", "x = 1\n")
+    cuda.refuse_other_sources(toy.paths.tree)
+    for name in ("csrc/cpu.cpp", "cmake/utils.cmake", "CMakeLists.txt", "setup.py"):
+        toy.commit(name, "changed\n")
+        with pytest.raises(SeriesError, match=f"{name} differs.*use KERNELS=source") as caught:
+            toy.build("--device=cuda")
+        assert caught.value.code is Exit.BUILD
+        git(toy.paths.tree, "reset", "-q", "--hard", "HEAD^")
+        # Not committed either.
+        (toy.paths.tree / name).write_text("edited\n")
+        with pytest.raises(SeriesError, match=f"{name} differs"):
+            toy.build("--device=cuda")
+        git(toy.paths.tree, "checkout", "-q", name)
+    assert toy.log.read_text() == ""
+
+
+def test_json_of_a_build(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["build", "--device=cpu", "--build-dir", str(toy.paths.build), "--json"]
+    assert cli.main(build) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"] == "cpu" and report["changed"] and report["exit"] == 0
+    toy.commit("csrc/cpu.cpp", "broken\n")
+    assert cli.main(build) == Exit.BUILD
+    assert "kernels-compile.log" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_the_kernel_cache_is_kept(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERNEL_CACHE", "")
+    toy.build("--kernel-cache", str(tmp_path / "elsewhere"))
+    assert list((tmp_path / "elsewhere").glob("*/_C_AVX2.abi3.so"))
+    monkeypatch.delenv("KERNEL_CACHE")
+    assert toy.build() == []
+    assert not (toy.paths.build / "kernels").exists()
 
 
 def test_key_knows_every_input(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -253,6 +317,32 @@ def test_another_python_makes_another_environment(toy: Toy) -> None:
     assert toy.build() == []
 
 
+def test_a_moved_or_dead_environment_is_made_again(toy: Toy, tmp_path: Path) -> None:
+    toy.build()
+    toy.paths.build.rename(tmp_path / "moved")
+    toy.paths = Paths(tmp_path / "moved", toy.paths.base)
+    assert toy.build()[0].startswith("venv")
+    python = environments.python(toy.paths)
+    other = tmp_path / "python3.14"
+    python.rename(other)
+    python.symlink_to(other)
+    assert toy.build()[0].startswith("venv")
+
+
+def test_the_build_reads_its_versions_from_the_pin(toy: Toy) -> None:
+    toy.base = dataclasses.replace(toy.base, torch="2.11.0")
+    with pytest.raises(SeriesError, match=r"torch 2\.10\.0, base\.toml says 2\.11\.0") as caught:
+        toy.build()
+    assert caught.value.code is Exit.BUILD
+    old = Pythons.parse(">=3.8,<3.10")
+    toy.base = dataclasses.replace(toy.base, torch="2.10.0", python=old)
+    with pytest.raises(SeriesError, match=r"needs 3\.8 to 3\.9") as caught:
+        toy.build()
+    assert caught.value.code is Exit.USAGE
+    with pytest.raises(SeriesError, match=r"Python is 3\.12, .* needs 3\.8 to 3\.9"):
+        toy.build("--python", "3.12")
+
+
 def test_interrupted_sync_is_done_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.build()
     locks = toy.base.locks
@@ -278,15 +368,21 @@ def test_interrupted_sync_is_done_again(toy: Toy, monkeypatch: pytest.MonkeyPatc
     ("machine", "flags", "message"),
     [
         ("aarch64", "avx2 f16c", "aarch64"),
-        ("x86_64", "f16c sse", "need avx2"),
+        ("x86_64", "f16c sse", "lacks avx2"),
         ("x86_64", "", "f16c"),
     ],
 )
 def test_wrong_machine(machine: str, flags: str, message: str) -> None:
     with pytest.raises(SeriesError, match=message) as caught:
-        kernels.check_machine(machine, f"processor : 0\nflags\t\t: {flags}\n")
+        kernels.check_machine(
+            machine, f"processor : 0\nflags\t\t: {flags}\n", system="Linux", cpu=True
+        )
     assert caught.value.code is Exit.BUILD
-    kernels.check_machine("x86_64", "flags : fpu avx2 f16c\n")
+    kernels.check_machine("x86_64", "flags : fpu avx2 f16c\n", system="Linux", cpu=True)
+    kernels.check_machine("x86_64", "flags : fpu\n", system="Linux", cpu=False)
+    for cpu in (True, False):
+        with pytest.raises(SeriesError, match="Darwin on x86_64"):
+            kernels.check_machine("x86_64", "flags : fpu avx2 f16c\n", system="Darwin", cpu=cpu)
 
 
 @pytest.mark.parametrize(
@@ -333,8 +429,17 @@ def test_without_torch_keeps_what_others_want() -> None:
     assert list(environments.entries(text)) == ["filelock", "networkx", "triton", "xgrammar"]
     assert text.count("networkx==") == 2
     assert text.count("--hash") == 5
-    alone = LOCK.replace("    # via\n    #   torch\n    #   xgrammar\n", "    # via torch\n")
-    assert "triton" not in environments.entries(environments.without_torch(alone))
+
+
+def test_only_torch_wants_what_is_left_out() -> None:
+    """Of the real lock, by the reasons that uv noted in it."""
+    lock = (Base.load("v0.19.1", REPO).locks / "engine.txt").read_text()
+    packages = environments.entries(lock)
+    kept = environments.entries(environments.without_torch(lock))
+    for name in packages.keys() - kept.keys():
+        reasons = re.findall(r"^    #(?: via|  ) +(\S+)$", "".join(packages[name]), re.M)
+        assert name in ("torch", "torchvision") or (reasons and not kept.keys() & set(reasons))
+    assert "triton" in kept
 
 
 def test_torch_index_is_asked_for_torch_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,8 +457,9 @@ def test_torch_index_is_asked_for_torch_alone(toy: Toy, monkeypatch: pytest.Monk
         f"--no-deps --default-index {folder.as_uri()} torch==2.10.0+cpu torchvision==0.25.0+cpu | "
     )
     assert toy.build("--torch-index", str(folder)) == []
-    # Back to the locked torch: the environment changes again.
-    assert any("engine.txt" in line for line in toy.build())
+    # It is kept, until it is given empty: then the environment has the locked torch again.
+    assert toy.build() == []
+    assert any("engine.txt" in line for line in toy.build("--torch-index="))
 
 
 def test_locks_agree_with_the_pin() -> None:
@@ -367,3 +473,37 @@ def test_locks_agree_with_the_pin() -> None:
     for text in (engine, cuda):
         assert "://" not in text
         assert all("--hash" in "".join(lines) for lines in environments.entries(text).values())
+
+
+# ---- programs in the environment ----
+
+
+def test_run_keeps_what_a_program_writes_in_the_build_folder(
+    toy: Toy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SeriesError, match="not built"):
+        call("run", toy.base, toy.paths, "--", "true")
+    toy.build()
+    capfd.readouterr()
+    script = "echo $VLLM_CACHE_ROOT $XDG_CACHE_HOME $UV_CACHE_DIR $PYTHONPYCACHEPREFIX; exit 3"
+    assert call("run", toy.base, toy.paths, "--", "sh", "-c", script) is Exit.FAILED
+    said = capfd.readouterr().out.split()
+    assert len(said) == 4
+    for folder in said:
+        assert Path(folder).is_relative_to(toy.paths.build)
+
+
+def test_a_program_gets_the_tree_and_the_options(
+    toy: Toy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    toy.build()
+    python = environments.python(toy.paths)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    capfd.readouterr()
+    assert call("demo", toy.base, toy.paths, "--", "--model", "x y") is Exit.OK
+    folder = toy.paths.build / "demo"
+    said = f"-m tiny.demo --tree {toy.paths.tree} --folder {folder} --model x y\n"
+    assert capfd.readouterr().out == said
+    # With --json standard output is the report's.
+    call("demo", toy.base, toy.paths, "--json")
+    assert capfd.readouterr().out == ""

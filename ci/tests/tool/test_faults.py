@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -295,7 +298,7 @@ FAULTS: list[tuple[Callable[[Project], None], str, Exit, str]] = [
     (dropped_commits, "export", Exit.DIRTY, "add-the-second, add-dos-lines"),
     (binary_series, "apply", Exit.PATCH, "series is not UTF-8"),
     (binary_series, "check", Exit.PATCH, "series is not UTF-8"),
-    (binary_lock, "apply", Exit.LOCK, "series.lock is not UTF-8"),
+    (binary_lock, "apply", Exit.PATCH, "series.lock is not UTF-8"),
     (binary_pin, "apply", Exit.USAGE, "base.toml cannot be read"),
     (damaged_settings, "apply", Exit.USAGE, "config.mk says SOURCE=ftp"),
     (plain, "diff nosuch", Exit.USAGE, "nosuch"),
@@ -357,6 +360,31 @@ def test_busy(project: Project) -> None:
         done = project.run("apply", "--wait", "0")
     assert done.returncode == Exit.BUSY
     assert re.fullmatch(r"error: another command .*; .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("options", [[], ["--lint"]])
+def test_check_does_not_wait_for_the_work_tree(options: list[str], project: Project) -> None:
+    with (project.root / "build/v1/.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        project.ok("check", "--wait", "0", *options)
+
+
+def test_two_checks_do_not_share_a_scratch_tree(project: Project) -> None:
+    with (project.root / "build/v1/.check.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert project.run("check", "--wait", "0").returncode == Exit.BUSY
+        project.ok("check", "--wait", "0", "--lint")
+
+
+def test_fast_import_says_itself_why_it_died(fresh: Project, tmp_path: Path) -> None:
+    (tmp_path / "git").write_text(
+        '#!/bin/sh\ncase "$*" in *fast-import*) echo "fatal: no space left" >&2; exit 1;; esac\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    (tmp_path / "git").chmod(0o755)
+    done = fresh.run("apply", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == Exit.SOURCE
+    assert "(fatal: no space left)" in one_line(done.stderr)
 
 
 def test_edits_survive_an_apply_that_has_nothing_to_do(project: Project) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO, Project, digest
-from series import fetch, index
-from series.config import Artifact
-from series.errors import Exit, SeriesError
+from series import engine, fetch, index, tools
+from series.config import Artifact, Paths
+from series.errors import Exit, SeriesError, hide
 
 DATA = bytes(range(256)) * 4000
 PINNED = Artifact("file.bin", hashlib.sha256(DATA).hexdigest())
@@ -97,7 +98,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def download(server: Server, target: Path) -> list[float]:
     """Download DATA without waiting; return the pauses asked for."""
     pauses: list[float] = []
-    fetch.download(f"{server.url}/file.bin", PINNED, target, sleep=pauses.append)
+    fetch.download(f"{server.url}/file.bin", PINNED, target, {}, sleep=pauses.append)
     assert target.read_bytes() == DATA
     assert not target.with_name("file.bin.part").exists()
     return pauses
@@ -105,7 +106,7 @@ def download(server: Server, target: Path) -> list[float]:
 
 def refused(server: Server, target: Path) -> str:
     with pytest.raises(SeriesError) as caught:
-        fetch.download(f"{server.url}/file.bin", PINNED, target, sleep=lambda _: None)
+        fetch.download(f"{server.url}/file.bin", PINNED, target, {}, sleep=lambda _: None)
     assert caught.value.code is Exit.SOURCE
     assert not target.exists()
     return str(caught.value)
@@ -162,8 +163,63 @@ def test_missing_file_is_not_asked_for_twice(server: Server, tmp_path: Path) -> 
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("named", ["127.0.0.1", "other.example 127.0.0.1:{port}", ""])
+def test_a_trusted_host_needs_no_certificate(
+    named: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=wrong"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = f"https://127.0.0.1:{server.server_port}/file.bin"
+    env = {"UV_INSECURE_HOST": named.format(port=server.server_port)}
+    target = tmp_path / "file.bin"
+    if named:
+        fetch.download(url, PINNED, target, env, sleep=lambda _: None)
+        assert target.read_bytes() == DATA
+        return
+    with pytest.raises(SeriesError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+        fetch.download(url, PINNED, target, env, sleep=lambda _: None)
+    assert caught.value.code is Exit.SOURCE
+
+
+def test_pips_trusted_host_reaches_uv_and_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.conf").write_text("[global]\ntrusted-host = index.example\n")
+    for name, value in environment(tmp_path, PIP_CONFIG_FILE=str(tmp_path / "pip.conf")).items():
+        monkeypatch.setenv(name, value)
+    index.pip_settings.cache_clear()
+    env = index.environment(Paths(tmp_path, "v1"))
+    index.pip_settings.cache_clear()
+    assert index.trusted("https://index.example:8443/simple", env)
+    assert not index.trusted("https://files.example/simple", env)
+
+
+def test_caches_lie_in_the_build_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("UV_CACHE_DIR", "PIP_CACHE_DIR", "TMPDIR", "PYTHONPYCACHEPREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    paths = Paths(tmp_path / "b", "v1")
+    for env in (index.environment(paths), engine.environment(paths, cpu=True)):
+        for name, value in env.items():
+            if name.endswith(
+                ("_CACHE_DIR", "_CACHE_ROOT", "_CACHE_HOME", "TMPDIR", "PREFIX", "_BASE")
+            ):
+                assert Path(value).is_relative_to(paths.build) or len(str(paths.build)) > 48, name
+        assert str(tmp_path / "home") not in "".join(v for k, v in env.items() if k != "HOME")
+    monkeypatch.setenv("UV_CACHE_DIR", "/kept")
+    assert index.environment(paths)["UV_CACHE_DIR"] == "/kept"
+    assert not paths.build.exists() or (paths.build / "CACHEDIR.TAG").is_file()
+    # Sockets of an engine lie in TMPDIR, and their path may not be longer than 107 bytes.
+    long = Paths(tmp_path / ("x" * 80), "v1")
+    assert "TMPDIR" not in tools.caches(long)
+
+
 def test_credentials_are_hidden() -> None:
-    text = index.hide("at https://user:secret@host/simple and http://tok@other")
+    text = hide("at https://user:secret@host/simple and http://tok@other")
     assert text == "at https://host/simple and http://other"
 
 

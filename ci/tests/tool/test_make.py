@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Makefile, doctor and the clean targets."""
+"""The Makefile from end to end, the settings that it keeps, doctor and the clean targets."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -14,19 +15,57 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, Project
-from series import doctor
-from series.errors import Exit
+from conftest import REPO, Project, one_line
+from series import cli, doctor, kernels, verbs
+from series.command import Command
+from series.config import Base, Paths
+from series.errors import Exit, SeriesError
+
+NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "UV_DEFAULT_INDEX": "http://127.0.0.1:9/"}
 
 
-def make(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def make(
+    *args: str, folder: Path = REPO, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", "--no-print-directory", "-C", str(REPO), *args],
+        ["make", "--no-print-directory", "-C", str(folder), *args],
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+class Checkout:
+    """A clone of this repository with the toy as its base, in a folder with an awkward name."""
+
+    def __init__(self, project: Project, root: Path) -> None:
+        project.root.rename(root)
+        self.toy = Project(root, project.sources)
+        self.root = root
+        for name in ("Makefile", "scripts/series", "ci/locks"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
+            copy(REPO / name, root / name)
+
+    def make(
+        self, *args: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return make("BASE=v1", *args, folder=self.root, env={**NO_INDEX, **(env or {})})
+
+    def ok(self, *args: str, env: dict[str, str] | None = None) -> str:
+        done = self.make(*args, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def kept(self) -> str:
+        return (self.root / "build/config.mk").read_text()
+
+
+@pytest.fixture
+def checkout(fresh: Project, tmp_path: Path) -> Checkout:
+    return Checkout(fresh, tmp_path / "a b 한글")
 
 
 def test_help_is_the_default_and_lists_every_target() -> None:
@@ -35,87 +74,359 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     text = (REPO / "Makefile").read_text().replace("\\\n", "")
     phony = re.search(r"^\.PHONY: (.*)", text, re.M)
     assert phony
-    targets = phony[1].split()
-    assert re.findall(r"^  ([a-z-]+) +\S", out, re.M) == targets
-    for variable in re.findall(r"^([A-Z_]+) \?=", text, re.M):
-        assert variable in out
-        assert f"`{variable}`" in (REPO / "docs/maintain/workflow.md").read_text()
+    assert re.findall(r"^  ([a-z-]+) +\S", out, re.M) == phony[1].split()
+    use, maintain = out.split("\nuse:\n")[1].split("\nmaintain:\n")
+    assert "  apply " in use and "  export " in maintain
+    for name in {*re.findall(r"^([A-Z_]+) \?=", text, re.M), *re.findall(r"given,([A-Z_]+)", text)}:
+        assert name in out
+        assert f"`{name}`" in (REPO / "docs/maintain/workflow.md").read_text()
 
 
-def test_make_hands_its_variables_on(tmp_path: Path) -> None:
-    args = ["BASE=v9", f"BUILD_DIR={tmp_path}", "SOURCE=git", "SOURCES=/some", "-n", "apply"]
-    assert "apply --base 'v9' --build-dir" in (out := make(*args).stdout)
-    assert "--source 'git' --sources '/some'" in out
+def test_every_verb_is_a_target_in_the_same_part_of_the_help() -> None:
+    parts = make("help").stdout.split("\nmaintain:\n")
+    for verbs_of, part in ((cli.USE, parts[0]), (cli.MAINTAIN, parts[1])):
+        for verb in verbs_of:
+            if verb not in ("run", "speed", "numerics", "transformers"):
+                assert f"  {verb} " in part, verb
+    overview = cli.overview()
+    assert overview.index("use:") < overview.index("  apply ") < overview.index("maintain:")
+    assert overview.index("maintain:") < overview.index("  export ")
 
 
-def test_make_says_that_python_is_missing_or_too_old(tmp_path: Path) -> None:
-    done = make("doctor", "PYTHON=nosuch", f"BUILD_DIR={tmp_path / 'b'}")
+def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
+    for target in ("doctor", "status"):
+        done = make(target, "PYTHON=nosuch", f"BUILD_DIR={tmp_path / 'b'}")
+        assert done.returncode
+        assert "error: nosuch is not installed" in done.stderr
+
+
+def test_make_from_end_to_end(checkout: Checkout) -> None:
+    """In a folder with spaces and Korean letters, without an index, with -j."""
+    sources = f"SOURCES={checkout.toy.sources}"
+    assert "absent" in checkout.ok("status")
+    assert not (checkout.root / "build").exists()
+    out = checkout.ok("-j4", "apply", "help", sources, env={"PYTHONDONTWRITEBYTECODE": ""})
+    assert 0 <= out.index("applied 3 patches") < out.index("make TARGET")
+    assert "nothing to do" in checkout.ok("apply", sources)
+    assert "current" in checkout.ok("status")
+    assert "no patch changed" in checkout.ok("export")
+    checkout.toy.commit("More", {"more.txt": b"more\n"})
+    assert "changed more.patch" in checkout.ok("export")
+    assert "added    more" in checkout.ok("diff", "REV=HEAD")
+    assert "check passed" in checkout.ok("check")
+    git_reset(checkout)
+    assert "removed more.patch" in checkout.ok("export", "DROP=more")
+    assert "machine" in checkout.make("doctor").stdout
+    assert "no patch is applied" in checkout.ok("unapply")
+    assert "removed the work tree" in checkout.ok("clean")
+    assert "applied 3 patches" in checkout.ok("apply")
+    assert "removed" in checkout.ok("distclean")
+    assert not (checkout.root / "build").exists()
+    assert "nothing to do" in checkout.ok("clean", "distclean")
+    assert not list(checkout.root.glob("scripts/**/__pycache__"))
+
+
+def git_reset(checkout: Checkout) -> None:
+    subprocess.run(
+        ["git", "reset", "-q", "--hard", "HEAD^"], cwd=checkout.toy.tree, check=True, timeout=60
+    )
+
+
+def test_build_dir_with_a_space(checkout: Checkout) -> None:
+    where = ["BUILD_DIR=my build", f"SOURCES={checkout.toy.sources}"]
+    checkout.ok("apply", *where)
+    assert (checkout.root / "my build/v1/vllm/toy/new.py").is_file()
+    # The settings are read from there too.
+    shutil.rmtree(checkout.root / "my build/downloads")
+    checkout.ok("clean", "apply", where[0])
+    checkout.ok("distclean", where[0])
+    assert not (checkout.root / "my build").exists()
+
+
+def test_distclean_refuses_a_folder_of_someone_else(checkout: Checkout) -> None:
+    alien = checkout.root / "alien"
+    alien.mkdir()
+    (alien / "thesis.txt").write_text("mine\n")
+    where = ["BUILD_DIR=alien", f"SOURCES={checkout.toy.sources}"]
+    checkout.ok("apply", *where)
+    done = checkout.make("distclean", *where)
     assert done.returncode
-    assert "error: nosuch is not installed" in done.stderr
-    old = tmp_path / "old"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
-    done = make("status", f"PYTHON={old}", f"BUILD_DIR={tmp_path / 'b'}")
-    assert done.returncode
-    assert "is not Python 3.10 to 3.13" in done.stderr
-    assert not (tmp_path / "b/tools").exists()
+    assert "was not made by this tool" in done.stderr
+    assert (alien / "thesis.txt").is_file()
 
 
-def test_doctor_and_clean_need_no_environment(tmp_path: Path) -> None:
-    """Without tomli and uv: the standard library of any Python must do."""
-    for command in ("doctor", "clean", "distclean"):
-        done = subprocess.run(
-            # -S: without site-packages.
-            [sys.executable, "-S", "-m", "series", command, "--build-dir", str(tmp_path / "b")],
+def test_settings_given_once_are_kept(checkout: Checkout) -> None:
+    odd = checkout.root / "it's $HOME #1"
+    shutil.copytree(checkout.toy.sources, odd)
+    checkout.ok(
+        "configure", f"SOURCES={odd}".replace("$", "$$"), "DEVICE=cpu", "CUDA_ARCHS=8.0 9.0"
+    )
+    assert f"CUDA_ARCHS=8.0 9.0 DEVICE=cpu SOURCES={odd}" in checkout.ok("status")
+    checkout.ok("apply")  # the index is out of reach: from the folder
+    assert "DEVICE ?= cpu" in checkout.kept
+    # The environment and the command line win, and are kept in turn.
+    checkout.ok("configure", env={"DEVICE": "cuda"})
+    assert "DEVICE ?= cuda" in checkout.kept
+    checkout.ok("configure", "DEVICE=", "CUDA_ARCHS=")
+    assert "DEVICE" not in checkout.kept and "CUDA_ARCHS" not in checkout.kept
+    assert "SOURCES ?= " in checkout.kept
+    done = checkout.make("configure", "DEVICE=gpu")
+    assert done.returncode and "gpu" in done.stderr
+    assert "gpu" not in checkout.kept
+
+
+def test_no_password_is_kept(checkout: Checkout) -> None:
+    done = checkout.make("configure", "TORCH_INDEX=https://me:s3cret@index.example/cpu")
+    assert "without its user name and password" in done.stderr
+    assert "TORCH_INDEX ?= https://index.example/cpu\n" in checkout.kept
+    assert "s3cret" not in checkout.kept + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("build", ["build", "my build"])
+def test_python_is_kept(build: str, checkout: Checkout, tmp_path: Path) -> None:
+    other = tmp_path / "python #1 of $HOME"
+    other.write_text(f'#!/bin/sh\necho used >&2\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    where = f"BUILD_DIR={build}"
+    checkout.ok("configure", where, f"PYTHON={other}".replace("$", "$$"))
+    assert "used" in checkout.make("status", where).stderr
+    other.unlink()
+    done = checkout.make("status", where)
+    assert done.returncode and "#1 of $HOME is not installed" in done.stderr
+    assert "used" not in checkout.make("status", where, "PYTHON=python3").stderr
+
+
+def test_settings_are_written_by_one_command_at_a_time(project: Project) -> None:
+    with (project.root / "build/.settings.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        command = [sys.executable, "-m", "series", "configure", "--device", "cpu"]
+        process = subprocess.Popen(
+            [*command, "--build-dir", str(project.root / "build")],
             env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stderr
+        assert "waiting" in process.stderr.readline()
+        assert "DEVICE" not in (project.root / "build/config.mk").read_text()
+    process.communicate()
+    assert process.returncode == 0
+    assert "DEVICE ?= cpu" in (project.root / "build/config.mk").read_text()
+
+
+def test_the_standard_library_is_enough(fresh: Project) -> None:
+    """For all that needs no package: without tomli and uv, on any Python that reads TOML."""
+    bare = [sys.executable, *(["-S"] if sys.version_info >= (3, 11) else []), "-m", "series"]
+    given = ["--base", "v1", "--sources", str(fresh.sources)]
+    verbs_of = "fetch apply status export check diff configure unapply doctor clean distclean"
+    for verb in verbs_of.split():
+        arguments = [verb, *(["HEAD"] if verb == "diff" else []), *given]
+        done = subprocess.run(
+            [*bare, *arguments],
+            env={
+                **os.environ,
+                **NO_INDEX,
+                "SERIES_ROOT": str(fresh.root),
+                "PYTHONPATH": str(REPO / "scripts"),
+            },
+            cwd=fresh.root,
             capture_output=True,
             text=True,
             check=False,
         )
+        if verb != "doctor":
+            assert done.returncode == 0, (verb, done.stderr)
         assert "Error" not in done.stderr
-        assert done.returncode in (Exit.OK, Exit.FAILED)
-        assert (done.returncode == Exit.OK) or command == "doctor"
+        assert not (fresh.root / "build/tools").exists()
 
 
 def test_clean_removes_the_work_tree_and_distclean_all(project: Project) -> None:
+    # What a build, Python and its tools leave in the tree is not the user's.
+    kernel = project.root / "build/kernels/x/kernel.so"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_bytes(b"built")
+    (project.tree / "toy/kernel.so").symlink_to(kernel)
+    (project.tree / ".git/info/exclude").write_text(
+        "*.pyc\n.pytest_cache\n*.egg-info\n_version.py\n"
+    )
+    for name in ("toy/__pycache__/a.pyc", ".pytest_cache/x", "toy.egg-info/y", "vllm/_version.py"):
+        (project.tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.tree / name).write_text("")
     project.ok("clean")
     assert not project.tree.exists()
     assert (project.root / "build/downloads/toy-1.0.tar.gz").exists()
+    assert kernel.exists()
     project.ok("apply")
     project.ok("distclean")
     assert not (project.root / "build").exists()
+
+
+def test_distclean_holds_its_locks_until_the_folder_is_gone(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command waits; when it goes on, it works in a folder of its own."""
+    waiting: list[subprocess.Popen[str]] = []
+    remove = verbs._remove
+
+    def start_another(build: Path) -> None:
+        command = [sys.executable, "-m", "series", "apply", "--base", "v1"]
+        env = {**os.environ, "SERIES_ROOT": str(project.root), "PYTHONPATH": str(REPO / "scripts")}
+        waiting.append(
+            subprocess.Popen(
+                [*command, "--sources", str(project.sources)],
+                env=env,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert waiting[0].stderr
+        assert "waiting for another command" in waiting[0].stderr.readline()
+        remove(build)
+
+    monkeypatch.setattr(verbs, "_remove", start_another)
+    build = str(project.root / "build")
+    assert cli.main(["distclean", "--base", "v1", "--build-dir", build]) == 0
+    out, errors = waiting[0].communicate()
+    assert waiting[0].returncode == 0, errors
+    assert out.startswith("applied 3 patches")
+    project.ok("check")
+
+
+# ---- errors ----
+
+
+def test_an_error_of_the_tool_is_one_line_and_a_log(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(command: Command) -> Exit:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(verbs, "status", status)
+    build = str(project.root / "build")
+    for where in (build, "/nonexistent"):
+        assert cli.main(["status", "--build-dir", where]) == Exit.INTERNAL
+        line = one_line(capsys.readouterr().err)
+        assert "INTERNAL KeyError" in line
+        assert "Traceback" in Path(line.split()[-1]).read_text()
+    assert line.split()[-1].endswith("series-error.log")
+
+
+def test_a_reader_that_goes_away_is_no_error(project: Project) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for extra in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "series", "status", "--base", "v1", *extra],
+            env={
+                **os.environ,
+                "SERIES_ROOT": str(project.root),
+                "PYTHONPATH": str(REPO / "scripts"),
+            },
+            stdout=write,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        assert done.returncode == Exit.PIPE
+        assert b"error" not in done.stderr
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("status --nosuch", Exit.USAGE, "--nosuch"),
+        ("nosuch", Exit.USAGE, "nosuch"),
+        ("status --base v2", Exit.USAGE, "no base"),
+        ("fetch --source git --build-dir {file}/b", Exit.FAILED, "Not a directory"),
+        ("build --device cpu", Exit.DIRTY, "no work tree"),
+        ("build --device gpu", Exit.USAGE, "gpu"),
+        ("test-model", Exit.FAILED, "tests.toml"),
+        ("run -- true", Exit.BUILD, "not built"),
+    ],
+)
+def test_json_says_what_went_wrong(command: str, code: Exit, says: str, fresh: Project) -> None:
+    words = command.format(file=fresh.base / "series").split()
+    done = fresh.run(words[0], "--json", *words[1:], sources=False)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["exit"]) == (code, code)
+    assert says in report["error"]
+
+
+def test_names_that_are_not_text_can_be_printed(project: Project) -> None:
+    (project.tree / os.fsdecode(b"\xff.txt")).write_text("mine\n")
+    done = project.run("status", env={"LC_ALL": "C.UTF-8"})
+    assert done.returncode == 0, done.stderr
+    assert "udcff.txt" in done.stdout
+
+
+# ---- doctor ----
 
 
 @pytest.fixture
 def bare_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A PATH on which only what a test puts there can be found."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
+    for name in ("CXX", "CC"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_HOME", "/nonexistent")
     return tmp_path
 
 
+def examine(folder: Path, device: str, wanted: str = "precompiled") -> dict[str, doctor.Item]:
+    base = Base.load("v0.19.1", REPO)
+    items = doctor.examine(Paths(folder, base.name), base, device, wanted, "/some/sources")
+    return {item.name: item for item in items}
+
+
 def test_doctor_names_what_is_missing_and_the_command(bare_path: Path) -> None:
-    items = {item.name: item for item in doctor.examine(bare_path, "cuda", "source")}
-    for name, mend in (
-        ("git", "apt-get install git"),
-        ("make", "apt-get install make"),
-        ("C++ compiler", "apt-get install g++"),
-        ("CUDA compiler", "install the CUDA toolkit"),
+    for device, name, todo in (
+        ("cpu", "git", "apt-get install git"),
+        ("cpu", "make", "apt-get install make"),
+        ("cpu", "C++ compiler", "apt-get install g++"),
+        ("cuda", "C compiler", "apt-get install g++"),
+        ("cuda", "CUDA compiler", "install the CUDA 12 toolkit"),
     ):
-        assert not items[name].ok
-        assert mend in items[name].mend
-    for device, kernels in (("cpu", "source"), ("cuda", "precompiled")):
-        names = {item.name for item in doctor.examine(bare_path, device, kernels)}
-        assert "CUDA compiler" not in names
+        item = examine(bare_path, device, "source")[name]
+        assert not item.ok
+        assert todo in item.todo
+    for device, wanted in (("cpu", "source"), ("cuda", "precompiled")):
+        assert "CUDA compiler" not in examine(bare_path, device, wanted)
 
 
-@pytest.mark.parametrize(("version", "ok"), [("11.4.0", False), ("12.2.0", True), ("14", True)])
-def test_doctor_wants_a_new_enough_compiler(version: str, ok: bool, bare_path: Path) -> None:
-    (bare_path / "g++").write_text(f"#!/bin/sh\necho {version}\n")
+@pytest.mark.parametrize(
+    ("version", "brand", "ok"),
+    [
+        ("11.4.0", "Free Software Foundation", False),
+        ("12.2.0", "Free Software Foundation", True),
+        ("14.2.1", "clang", False),
+    ],
+)
+def test_doctor_wants_the_compiler_that_the_build_wants(
+    version: str, brand: str, ok: bool, bare_path: Path
+) -> None:
+    script = f'[ "$1" = --version ] && echo "{brand}" || echo {version}'
+    (bare_path / "g++").write_text(f"#!/bin/sh\n{script}\n")
     (bare_path / "g++").chmod(0o755)
-    items = {item.name: item for item in doctor.examine(bare_path, "cpu", "precompiled")}
-    assert items["C++ compiler"].ok is ok
+    assert examine(bare_path, "cpu")["C++ compiler"].ok is ok
+
+
+def test_doctor_asks_what_the_build_asks_of_the_machine(
+    bare_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def refuse(*, cpu: bool) -> None:
+        asked.append(cpu)
+        raise SeriesError(Exit.BUILD, "no AVX2", hint="use another machine")
+
+    monkeypatch.setattr(kernels, "check_machine", refuse)
+    for device in ("cpu", "cuda"):
+        assert examine(bare_path, device)["machine"] == doctor.Item(
+            "machine", False, "no AVX2", "use another machine"
+        )
+    assert asked == [True, False]
 
 
 def test_doctor_on_fedora_and_on_a_full_disk(
@@ -123,20 +434,34 @@ def test_doctor_on_fedora_and_on_a_full_disk(
 ) -> None:
     (bare_path / "dnf").write_text("#!/bin/sh\n")
     (bare_path / "dnf").chmod(0o755)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10**9))
-    items = {
-        item.name: item for item in doctor.examine(bare_path / "not/yet", "cpu", "precompiled")
-    }
-    assert items["C++ compiler"].mend == "dnf install gcc-c++"
-    assert not items["disk"].ok
-    assert "BUILD_DIR=" in items["disk"].mend
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=20 * 10**9))
+    items = examine(bare_path / "not/yet", "cpu")
+    assert items["C++ compiler"].todo == "dnf install gcc-c++"
+    assert items["disk"].ok
+    # A GPU makes DEVICE=auto the build that needs more.
+    (bare_path / "nvidia-smi").write_text("#!/bin/sh\necho H100\n")
+    (bare_path / "nvidia-smi").chmod(0o755)
+    disk = examine(bare_path / "not/yet", "auto")["disk"]
+    assert not disk.ok
+    assert "cuda needs 40" in disk.found
+    assert "BUILD_DIR=" in disk.todo
+
+
+def test_doctor_asks_the_index_unless_there_is_a_copy(project: Project) -> None:
+    for sources in (str(project.sources), ""):
+        done = project.run("doctor", "--json", "--sources", sources, env=NO_INDEX, sources=False)
+        items = {item["name"]: item for item in json.loads(done.stdout)["items"]}
+        assert ("package index" in items) is not bool(sources)
+    assert not items["package index"]["ok"]
+    assert "does not give toy 1.0" in items["package index"]["found"]
+    assert done.returncode == Exit.FAILED
 
 
 def test_doctor_fails_if_something_is_missing(project: Project, tmp_path: Path) -> None:
     for name in ("git", "make"):
         (tmp_path / name).symlink_to(shutil.which(name) or "")
-    done = project.run("doctor", "--json", env={"PATH": str(tmp_path), "CXX": ""}, sources=False)
+    done = project.run("doctor", "--json", env={"PATH": str(tmp_path), "CXX": ""})
     assert done.returncode == Exit.FAILED
-    assert "missing C++ compiler: not found" in done.stderr
+    assert "missing C++ compiler: no C++ compiler: g++ is missing" in done.stderr
     missing = [item["name"] for item in json.loads(done.stdout)["items"] if not item["ok"]]
     assert missing == ["C++ compiler"]

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "use" / "serving.md"
 @pytest.mark.parametrize("table", [memory.weight_table, memory.kv_table])
 def test_page_has_the_tables(table: object) -> None:
     assert callable(table)
-    assert f"\n\n{table()}\n\n" in PAGE.read_text()
+    assert f"-->\n{table()}\n<!-- end -->\n" in PAGE.read_text()
 
 
 def test_counts_add_up_to_the_released_model() -> None:
