@@ -12,13 +12,20 @@ from pathlib import Path
 from . import index, tools
 from .command import Command
 from .errors import Exit, SeriesError
+from .git import git
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("scripts", "ci")
-# The modules of build/dev that check the tool, in the order of their time.
+WORDS = ("*.md", "*.py", "*.toml", "*.yml", "*.yaml", "*.sh", "Makefile", ".ci/run")
+# The programs of build/dev that check the tool, in the order of their time; `git:` stands for the
+# files under version control with such names.
 CHECKS = (
     ("ruff", "check", *FOLDERS),
     ("ruff", "format", "--check", *FOLDERS),
+    ("shellcheck", "git:*.sh", "git:.ci/run"),
+    ("codespell_lib", *(f"git:{name}" for name in WORDS)),
+    # Of patches the message: the code below it is upstream's.
+    ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
     ("mypy",),
     ("pytest", "-q", "ci/tests/tool"),
 )
@@ -30,9 +37,21 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("arguments", nargs="*", help="-- options of pytest")
 
 
+def _files(options: list[str]) -> list[str]:
+    """Options with the files that `git:PATTERN` stands for."""
+    found = []
+    for option in options:
+        if option.startswith("git:"):
+            listed = git(REPOSITORY, "ls-files", "-z", "--", option.removeprefix("git:"))
+            found += [name for name in listed.split("\0") if (REPOSITORY / name).is_file()]
+        else:
+            found.append(option)
+    return found
+
+
 def run(command: Command) -> Exit:
     """Check the tool itself; stop at the first check that fails."""
-    python = tools.make(command.paths, "dev") / "bin/python"
+    programs = tools.make(command.paths, "dev") / "bin"
     cache = command.paths.build / "cache"
     env = {
         **os.environ,
@@ -44,8 +63,12 @@ def run(command: Command) -> Exit:
     }
     given = command.args.arguments
     for module, *options in [("pytest", "-q", *given)] if given else CHECKS:
+        # This one is no Python; the others would start with a path that a moved checkout breaks.
+        program = (
+            [programs / module] if module == "shellcheck" else [programs / "python", "-m", module]
+        )
         done = subprocess.run(
-            [python, "-m", module, *options],
+            [*program, *_files(options)],
             cwd=REPOSITORY,
             env=env,
             stdout=sys.stderr if command.args.json else None,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts that run the engine, as a user calls them; `make test-model` runs this."""
+"""The programs that run the engine; `make test-model` runs this."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_demo_without_a_picture(tmp_path: Path, arguments: list[str], message: s
     assert done.returncode == 1 and message in done.stderr
 
 
-def test_gpu_numerics_on_a_cpu(tmp_path: Path) -> None:
+def test_numerics_on_a_cpu(tmp_path: Path) -> None:
     """Tower and logits of every case within 1e-5 of transformers, without a GPU in float32."""
     out = tmp_path / "numerics.json"
     done = run("bench.numerics", "--tiny", "--out", str(out))

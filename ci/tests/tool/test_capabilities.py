@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ci/capabilities.py on a list and reports made here."""
+"""`capabilities` on a list and reports built here."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "scripts/proof/capabilities.py"
+from conftest import REPO, call
+from proof import capabilities, evidence
+from series.config import Base, Paths
+from series.errors import Exit, SeriesError
+from series.patches import Locked
+
 FILE = "tests/models/test_toy.py"
 LIST = f"""\
 [[capability]]
@@ -28,18 +34,18 @@ name = "a thing that cannot be"
 refused = true
 tests = ["{FILE}::test_refused"]
 """
-CASES = [
-    ("tests.models.test_toy", "test_image[small]", ""),
-    ("tests.models.test_toy", "test_image[large]", ""),
-    ("tests.models.test_toy", "test_image_of_another_kind", "<failure/>"),
-    ("tests.models.test_toy", "test_mixed[a|b]", ""),
-    ("tests.models.test_toy.TestMore", "test_it", ""),
-    ("tests.models.test_toy", "test_refused", ""),
-]
+CASES = {
+    f"{FILE}::test_image[small]": "passed",
+    f"{FILE}::test_image[large]": "passed",
+    f"{FILE}::test_image_of_another_kind": "failed",
+    f"{FILE}::test_mixed[a|b]": "passed",
+    f"{FILE}::TestMore::test_it": "passed",
+    f"{FILE}::test_refused": "passed",
+}
 TABLE = """\
 ## Inputs
 
-| capability | v1 | tests |
+| capability | v0.19.1 | tests |
 | --- | --- | --- |
 | one image | works | `models/test_toy.py::test_image` (2 cases) |
 | images \\| videos | works | `models/test_toy.py::test_mixed[a\\|b]`<br>\
@@ -47,98 +53,116 @@ TABLE = """\
 
 ## Features
 
-| capability | v1 | tests |
+| capability | v0.19.1 | tests |
 | --- | --- | --- |
 | a thing that cannot be | refused | `models/test_toy.py::test_refused` |
 """
+TREE = "1" * 40
 
 
 class Toy:
-    """A folder with a list, and a report for each base."""
+    """A base with a lock and a plan, a list, and the report of a run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.out = folder / "docs/capabilities.md"
+        (folder / "base").mkdir()
+        real = Base.load("v0.19.1", REPO)
+        self.base = dataclasses.replace(real, folder=folder / "base")
+        self.paths = Paths(folder / "build", "v0.19.1")
+        self.lock(TREE)
+        self.base.tests_file.write_text("[patch.first]\nimports = []\ntests = ['x']\n")
         self.write_list(LIST)
-        self.write_report("v1", CASES)
+        self.write_run("test-model", CASES)
+
+    def lock(self, tree: str) -> None:
+        self.base.lock_file.write_text(Locked("0" * 40, {"first": ("-", tree)}).text())
 
     def write_list(self, text: str) -> None:
         (self.folder / "list.toml").write_text(text)
 
-    def write_report(self, base: str, cases: list[tuple[str, str, str]]) -> None:
-        logs = self.folder / "build" / base / "logs" / "test-model"
-        logs.mkdir(parents=True, exist_ok=True)
-        inner = "".join(
-            f'<testcase classname="{module}" name="{name}">{outcome}</testcase>'
-            for module, name, outcome in cases
-        )
-        text = f"<testsuites><testsuite>{inner}</testsuite></testsuites>"
-        (logs / "series.xml").write_text(text)
+    def write_run(self, name: str, cases: dict[str, str], **values: Any) -> None:
+        logs = self.paths.state / "logs" / name
+        about = evidence.about(self.base, self.paths)
+        evidence.write(logs / "run.json", {**about, "whole": True, "ok": True, **values})
+        lines = [{"node": n, "outcome": o, "seconds": 0} for n, o in cases.items()]
+        (logs / "first.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def run(self, *options: str, bases: tuple[str, ...] = ("v1",)) -> tuple[int, str]:
-        paths = {"--list": "list.toml", "--build-dir": "build", "--out": "docs/capabilities.md"}
-        arguments = [x for k, v in paths.items() for x in (k, str(self.folder / v))]
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), *arguments, "--base", *bases, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stderr
+    def run(self, *options: str) -> None:
+        assert call("capabilities", self.base, self.paths, *options) is Exit.OK
+
+    def fails(self, *options: str) -> SeriesError:
+        with pytest.raises(SeriesError) as caught:
+            self.run(*options)
+        return caught.value
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Toy:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    monkeypatch.setattr(evidence, "DATA", tmp_path / "data")
+    monkeypatch.setattr(capabilities, "LIST", tmp_path / "list.toml")
     return Toy(tmp_path)
 
 
 def test_table(toy: Toy) -> None:
-    assert toy.run() == (0, "")
-    assert toy.out.read_text().endswith(TABLE)
-    assert toy.run("--check") == (0, "")
-
-
-def test_check_notices_an_old_page(toy: Toy) -> None:
-    status, error = toy.run("--check")
-    assert status == 1 and "out of date" in error and not toy.out.exists()
     toy.run()
-    toy.out.write_text(toy.out.read_text() + "edited\n")
-    assert toy.run("--check")[0] == 1
+    assert capabilities.page([toy.base]).endswith(f"\n{TABLE}")
+    assert f"v0.19.1, tree `{TREE[:12]}`" in capabilities.page([toy.base])
+    toy.run("--check")
 
 
-@pytest.mark.parametrize("outcome", ["<failure/>", "<error/>", "<skipped/>"])
+def test_check_compares_with_the_run(toy: Toy) -> None:
+    assert "cannot be read" in toy.fails("--check").what
+    toy.run()
+    toy.write_run("test-model", {**CASES, f"{FILE}::test_image[huge]": "passed"})
+    assert "is not what the last run shows" in toy.fails("--check").what
+
+
+@pytest.mark.parametrize("outcome", ["failed", "skipped"])
 def test_one_case_that_did_not_pass(toy: Toy, outcome: str) -> None:
-    toy.write_report("v1", [*CASES[1:], ("tests.models.test_toy", "test_image[small]", outcome)])
-    status, error = toy.run()
-    assert status == 1 and not toy.out.exists()
-    assert error == (
-        f"error: one image, v1: {FILE}::test_image[small] did not pass; mend it, or remove the "
-        "capability\n"
-    )
+    toy.write_run("test-model", CASES | {f"{FILE}::test_image[small]": outcome})
+    assert f"one image: {FILE}::test_image[small] did not pass" in toy.fails().what
+    assert not capabilities.data_file("v0.19.1").exists()
 
 
 def test_a_test_that_did_not_run(toy: Toy) -> None:
-    toy.write_report("v1", CASES[2:])
-    status, error = toy.run()
-    assert status == 1
-    assert f"one image, v1: {FILE}::test_image did not run" in error
+    toy.write_run("test-model", dict(list(CASES.items())[2:]))
+    assert f"one image: {FILE}::test_image did not run" in toy.fails().what
 
 
-def test_a_case_that_failed_and_passed(toy: Toy) -> None:
-    """A test that ran twice has passed if it passed both times."""
-    toy.write_report("v1", [("tests.models.test_toy", "test_refused", "<failure/>"), *CASES])
-    assert toy.run()[0] == 1
+def test_a_run_of_another_tree(toy: Toy) -> None:
+    toy.run()
+    toy.lock("2" * 40)
+    error = toy.fails("--check")
+    assert error.code is Exit.LOCK and "run.json is of v0.19.1, tree 111111111111" in error.what
+    # Nor counts what was written of that tree.
+    toy.write_run("test-model", CASES)
+    error = toy.fails("--check")
+    assert error.code is Exit.LOCK and "capabilities.json is of v0.19.1" in error.what
+
+
+@pytest.mark.parametrize("values", [{"whole": False}, {"ok": False}])
+def test_a_run_that_failed_or_was_of_one_patch(toy: Toy, values: dict[str, bool]) -> None:
+    toy.write_run("test-model", CASES, **values)
+    assert "is of a run that failed, or of one patch" in toy.fails().what
+
+
+def test_the_long_tests_count_if_there_are_some(toy: Toy) -> None:
+    toy.base.tests_file.write_text("[patch.first]\nimports = []\ntests = ['x']\nlong = true\n")
+    assert "test-model-long" in toy.fails().what
+    short, long = dict(list(CASES.items())[:3]), dict(list(CASES.items())[3:])
+    toy.write_run("test-model", short)
+    toy.write_run("test-model-long", long)
+    toy.run()
+    # One that ran twice has passed if it passed both times.
+    toy.write_run("test-model-long", long | {f"{FILE}::test_image[small]": "failed"})
+    assert "test_image[small] did not pass" in toy.fails().what
 
 
 def test_other_tests_on_another_base(toy: Toy) -> None:
-    toy.write_report("v2", CASES[:-1])
-    assert toy.run(bases=("v1", "v2"))[0] == 1
-    toy.write_list(LIST + "on = { v2 = [] }\n")
-    assert toy.run(bases=("v1", "v2")) == (0, "")
-    text = toy.out.read_text()
-    assert "| capability | v1 | v2 | tests |\n| --- | --- | --- | --- |" in text
-    assert "| a thing that cannot be | refused | not there |" in text
-    assert "| one image | works | works |" in text
+    toy.write_list(LIST + 'on = { "v0.19.1" = [] }\n')
+    toy.write_run("test-model", dict(list(CASES.items())[:-1]))
+    toy.run()
+    assert "| a thing that cannot be | not there |" in capabilities.page([toy.base])
 
 
 @pytest.mark.parametrize(
@@ -148,22 +172,15 @@ def test_other_tests_on_another_base(toy: Toy) -> None:
         ("nothing = 1\n", "cannot be read"),
         ('[[capability]]\ngroup = "a"\nname = "b"\ntests = []\n', "'b' has no test"),
         (LIST + LIST, "'one image' twice in 'Inputs'"),
-        (LIST + 'on = { v9 = ["a"] }\n', "names v9, which is no base here"),
+        (LIST + 'on = { v9 = ["a"] }\n', "names v9, which is no base"),
     ],
 )
 def test_bad_lists(toy: Toy, text: str, message: str) -> None:
     toy.write_list(text)
-    status, error = toy.run()
-    assert status == 2 and message in error
-
-
-def test_tests_outside_of_the_tree_are_no_capabilities(toy: Toy) -> None:
-    assert toy.run() == (0, "")
-    page = toy.out.read_text()
-    toy.write_report("v1", [*CASES, ("", "test_engine_answers", "")])
-    assert toy.run() == (0, "") and toy.out.read_text() == page
+    error = toy.fails()
+    assert error.code is Exit.USAGE and message in error.what
 
 
 def test_no_report(toy: Toy) -> None:
-    status, error = toy.run(bases=("v3",))
-    assert status == 2 and "run make test-model" in error
+    (toy.paths.state / "logs/test-model/run.json").unlink()
+    assert "run make test-all" in toy.fails().hint

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planting errors, on a tree of one function."""
+"""Planting errors, in a toy of one function."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import dataclasses
+import json
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts/proof/mutants.py"
+from conftest import call
+from proof import evidence, mutants
+from series.errors import Exit, SeriesError
+from toy import PLAN, Shared, Toy, git, toy, warm
+
+__all__ = ["toy", "warm"]
+
 TEST = """\
 from pathlib import Path
+from tests.helper import SECONDS
 from vllm.double import double
 
 
@@ -24,119 +31,174 @@ def test_double():
 ENTRY = """
 [[mutation]]
 name = "{name}"
-error = "{name}"
+error = "{name} error"
 file = "vllm/double.py"
 old = "{old}"
 new = "{new}"
 test = "tests/test_double.py::test_double"
 """
-NOTICED = ENTRY.format(name="tripled", old="2 * x", new="3 * x")
-UNNOTICED = ENTRY.format(name="squared", old="2 * x", new="x * x")
+DETECTED = ENTRY.format(name="tripled", old="2 * x", new="3 * x")
+UNDETECTED = ENTRY.format(name="squared", old="2 * x", new="x * x")
 
 
+@dataclasses.dataclass
 class Project:
-    """A tree, a table, and how often the test has run."""
+    """A toy tree, a table, and how often the test has run."""
 
-    def __init__(self, root: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.module = module
-        self.tree = root / "state" / "vllm"
-        self.runs = root / "runs"
-        for part in ("vllm", "tests"):
-            (self.tree / part).mkdir(parents=True)
-            (self.tree / part / "__init__.py").touch()
-        self.source = self.tree / "vllm" / "double.py"
-        self.source.write_text("def double(x):\n    return 2 * x\n")
-        (self.tree / "tests" / "test_double.py").write_text(TEST.format(runs=str(self.runs)))
-        self.table = root / "mutations.toml"
-        self.report = root / "docs" / "mutations.md"
-        monkeypatch.setattr(module, "TABLE", self.table)
-        monkeypatch.setattr(module, "REPORT", self.report)
-        self.monkeypatch = monkeypatch
+    toy: Toy
+    runs: Path
 
-    def run(self, table: str, *options: str) -> int:
-        self.table.write_text(table)
-        command = ["mutate.py", "--tree", str(self.tree), *options]
-        self.monkeypatch.setattr(sys, "argv", command)
-        return int(self.module.main())
+    @property
+    def tree(self) -> Path:
+        return self.toy.paths.tree
+
+    def run(self, table: str, *options: str) -> None:
+        (self.toy.base.folder / "mutations.toml").write_text(table)
+        assert call("mutate", self.toy.base, self.toy.paths, "--jobs", "2", *options) is Exit.OK
+
+    def fails(self, table: str, *options: str) -> SeriesError:
+        with pytest.raises(SeriesError) as caught:
+            self.run(table, *options)
+        return caught.value
 
     def count_runs(self) -> int:
-        return len(self.runs.read_text().split()) if self.runs.exists() else 0
+        """Since the last question."""
+        found = len(self.runs.read_text().split()) if self.runs.exists() else 0
+        self.runs.unlink(missing_ok=True)
+        return found
+
+    def page(self) -> str:
+        return mutants.page([self.toy.base])
+
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(mutants.data_file("v0.19.1").read_text())
+        return data
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    spec = importlib.util.spec_from_file_location("mutate", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutate", module)
-    spec.loader.exec_module(module)
-    return Project(tmp_path, module, monkeypatch)
+def project(toy: Toy, warm: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setattr(mutants, "start", lambda *_: warm)
+    monkeypatch.setattr(evidence, "DATA", tmp_path / "data")
+    toy.base.tests_file.write_text(PLAN)
+    runs = tmp_path / "runs"
+    toy.amend(
+        {
+            "vllm/double.py": "def double(x):\n    return 2 * x\n",
+            "tests/__init__.py": "",
+            "tests/conftest.py": "import tests.more\n",
+            "tests/more.py": "",
+            "tests/helper.py": "SECONDS = 0\n",
+            "tests/test_double.py": TEST.format(runs=str(runs)),
+        }
+    )
+    return Project(toy, runs)
 
 
-def test_report_says_what_was_noticed(project: Project) -> None:
-    before = project.source.read_text()
-    assert project.run(NOTICED + UNNOTICED) == 1
-    report = project.report.read_text()
-    assert "1 of 2 were noticed" in report
-    assert "| tripled | `double.py` | `test_double.py::test_double` |" in report
-    assert "| squared | `double.py` | **nothing** |" in report
-    assert project.source.read_text() == before
-    assert project.run(NOTICED) == 0
+def test_page_says_what_was_detected(project: Project) -> None:
+    assert project.fails(DETECTED + UNDETECTED).what == "not detected: squared"
+    page = project.page()
+    assert "1 of 2 were detected" in page
+    assert "| tripled error | `double.py` | `test_double.py::test_double` |" in page
+    assert "| squared error | `double.py` | **nothing** |" in page
+    assert evidence.tree_of(project.toy.base)[:12] in page
+    assert git(project.tree, "status", "--porcelain") == ""
+    assert not list(project.toy.paths.state.glob("each/*"))
+    project.run(DETECTED)
+    assert "1 of 1 were detected" in project.page()
 
 
-def test_rerun_goes_on_where_it_was(project: Project) -> None:
-    assert project.run(NOTICED) == 0
-    runs = project.count_runs()
-    assert runs == 2  # without an error, and with it
-    assert project.run(NOTICED) == 0
-    assert project.count_runs() == runs
-    # What was not on record is tried, and only that.
-    assert project.run(NOTICED + UNNOTICED) == 1
-    assert project.count_runs() == runs + 2
-    runs += 2
-    assert project.run(NOTICED + UNNOTICED, "--fresh") == 1
-    runs += 3
-    assert project.count_runs() == runs
-    project.source.write_text("def double(x):\n    y = 2 * x\n    return y\n")
-    assert project.run(NOTICED + UNNOTICED) == 1
-    runs += 3
-    assert project.count_runs() == runs
-    test = project.tree / "tests" / "test_double.py"
-    test.write_text(test.read_text() + "\n")
-    assert project.run(NOTICED + UNNOTICED) == 1
-    assert project.count_runs() == runs + 3
+def test_a_test_that_hangs_has_detected_the_error(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mutants, "SECONDS_PER_TEST", 5)
+    endless = ENTRY.format(name="endless", old="return 2 * x", new="while True: pass")
+    project.run(endless)
+    assert "hang" in capfd.readouterr().out
+    assert "`test_double.py::test_double` (hangs)" in project.page()
+    assert "1 of 1 were detected, 1 of them by a test that then hung" in project.page()
 
 
-def test_selection_writes_no_report(project: Project) -> None:
-    assert project.run(NOTICED + UNNOTICED, "--only", "tripled") == 0
-    assert not project.report.exists()
+def test_what_keeps_the_test_from_being_collected_is_not_detected(project: Project) -> None:
+    broken = ENTRY.format(name="broken", old="def double", new="def triple")
+    assert project.fails(broken).what == "not detected: broken"
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm/double.py", "tests/test_double.py", "tests/helper.py", "tests/more.py"]
+)
+def test_an_outcome_is_kept_while_what_it_depends_on_is_the_same(
+    project: Project, name: str
+) -> None:
+    project.run(DETECTED)
+    assert project.count_runs() == 2  # without an error, and with it
+    project.run(DETECTED)
+    assert project.count_runs() == 0
+    # The test's helpers, and what conftest.py imports, decide what it detects.
+    project.toy.amend({name: f"{(project.tree / name).read_text()}\n"})
+    project.run(DETECTED)
+    assert project.count_runs() == 2
+    # Another file of the tree does not count; but the page says where an outcome is from.
+    assert "earlier trees" not in project.page()
+    project.toy.amend({"vllm/more.py": ""})
+    project.run(DETECTED)
+    assert project.count_runs() == 0 and "1 outcomes are of earlier trees" in project.page()
+
+
+def test_rerun_goes_on_where_it_was(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.run(DETECTED)
+    project.count_runs()
+    # What is not known is tried, and only that.
+    project.fails(DETECTED + UNDETECTED)
+    assert project.count_runs() == 2
+    project.fails(DETECTED + UNDETECTED, "--fresh")
+    assert project.count_runs() == 3
+    # A run that is cut off after its first outcome.
+    write = evidence.write
+
+    def cut_off(path: Path, report: dict[str, Any]) -> None:
+        write(path, report)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evidence, "write", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        project.run(UNDETECTED + DETECTED, "--fresh")
+    monkeypatch.setattr(evidence, "write", write)
+    mutants.data_file("v0.19.1").unlink()
+    project.count_runs()
+    project.fails(UNDETECTED + DETECTED)
+    assert project.count_runs() == 2
+    assert [entry["name"] for entry in project.data()["outcomes"]] == ["squared", "tripled"]
+
+
+def test_a_selection_is_not_kept(project: Project) -> None:
+    project.run(DETECTED + UNDETECTED, "--only", "tripled")
+    assert not mutants.data_file("v0.19.1").exists()
+
+
+def test_a_dirty_tree_is_refused(project: Project) -> None:
+    (project.tree / "vllm/double.py").write_text("def double(x):\n    return 2 * x + 0\n")
+    assert project.fails(DETECTED).code is Exit.DIRTY
 
 
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (NOTICED + NOTICED, [], "a name occurs twice"),
-        (NOTICED.replace("2 * x", "5 * x"), [], "occurs 0 times in vllm/double.py"),
-        (NOTICED.replace("double.py", "single.py"), [], "there is no vllm/single.py"),
-        (NOTICED, ["--only", "halved"], "has no halved"),
+        (DETECTED + DETECTED, [], "a name occurs twice"),
+        (DETECTED.replace("2 * x", "5 * x"), [], "occurs 0 times in vllm/double.py"),
+        (DETECTED.replace("double.py", "single.py"), [], "there is no vllm/single.py"),
+        (DETECTED, ["--only", "halved"], "has no halved"),
+        ("[[mutation]]\n", [], "cannot be read"),
     ],
 )
 def test_bad_table_is_refused(
-    project: Project,
-    capsys: pytest.CaptureFixture[str],
-    table: str,
-    options: list[str],
-    message: str,
+    project: Project, table: str, options: list[str], message: str
 ) -> None:
-    assert project.run(table, *options) == 2
-    assert message in capsys.readouterr().err
+    error = project.fails(table, *options)
+    assert error.code is Exit.USAGE and message in error.what
     assert project.count_runs() == 0
 
 
-def test_test_that_fails_anyway_is_refused(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project.source.write_text("def double(x):\n    return 2 * x + 1\n")
-    assert project.run(NOTICED) == 2
-    assert "fail without any error planted" in capsys.readouterr().err
-    assert not project.report.exists()
+def test_test_that_fails_anyway_is_refused(project: Project) -> None:
+    project.toy.amend({"vllm/double.py": "def double(x):\n    return 2 * x + 1\n"})
+    assert "fails without any error planted" in project.fails(DETECTED).what
+    assert not mutants.data_file("v0.19.1").exists()

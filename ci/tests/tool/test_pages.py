@@ -65,9 +65,8 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     monkeypatch.setattr(evidence, "DATA", one.data)
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(capabilities, "LIST", tmp_path / "ci/capabilities.toml")
-    monkeypatch.setattr(
-        pages.Base, "load", lambda name, root=tmp_path, load=Base.load: load(name, root)
-    )
+    load = Base.load
+    monkeypatch.setattr(Base, "load", lambda name, root=tmp_path: load(name, root))
     one.write("")
     one.run()
     return one

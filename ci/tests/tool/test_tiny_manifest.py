@@ -29,7 +29,7 @@ def test_size() -> None:
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "config.json"])
-def test_one_byte_is_noticed(copy: Path, name: str) -> None:
+def test_one_byte_is_detected(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
@@ -37,7 +37,7 @@ def test_one_byte_is_noticed(copy: Path, name: str) -> None:
     assert name in fault and "not the committed file" in fault
 
 
-def test_missing_and_foreign_files_are_noticed(copy: Path) -> None:
+def test_missing_and_foreign_files_are_detected(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     (copy / "extra.bin").touch()
     missing, foreign = sorted(checkpoint.verify(copy), reverse=True)
@@ -45,7 +45,7 @@ def test_missing_and_foreign_files_are_noticed(copy: Path) -> None:
     assert "extra.bin is not listed" in foreign
 
 
-def test_missing_manifest_is_noticed(copy: Path) -> None:
+def test_missing_manifest_is_detected(copy: Path) -> None:
     (copy / checkpoint.MANIFEST).unlink()
     (fault,) = checkpoint.verify(copy)
     assert checkpoint.MANIFEST in fault
