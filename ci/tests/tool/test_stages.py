@@ -283,10 +283,14 @@ def test_the_processes_that_are_forked_from(
 
 
 def test_long_stages_run_apart(comparing: Toy) -> None:
-    comparing.replace("[patch.first]", "[patch.first]\nlong = true")
+    comparing.replace(
+        'count = 1\nimports = ["vllm.first"]\ntests', 'imports = ["vllm.first"]\nlong_tests'
+    )
     comparing.replace("[compare.drafts]", "[compare.drafts]\nlong = true")
     comparing.run("test-model")
     assert set(comparing.report()["stages"]) == {"second", "upstream", "models"}
+    assert comparing.fails("test-model", "--long", "--write-counts").what == "failed: first"
+    assert "[patch.first]\nlong_count = 1\n" in comparing.plan.read_text()
     comparing.run("test-model", "", "--long")
     assert set(comparing.report("test-model-long")["stages"]) == {"first", "drafts"}
     # One that is asked for by name runs however long it is.
