@@ -23,9 +23,13 @@ from toy import NAMES, PASSING, SCRIPT, Toy, comparing, git, passing, toy, warm
 __all__ = ["comparing", "passing", "toy", "warm"]
 
 
-def test_each_runs_on_the_tree_after_its_patch(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
-    # In the work tree, COUNT is 2: the first patch's test passes only in its own tree.
-    toy.run("test-each")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_each_runs_on_the_tree_after_its_patch(
+    toy: Toy, capfd: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    # In the work tree, COUNT is 2: the first patch's test passes only in its own tree. With one
+    # job both are checked out in the same folder, and the file's two versions have one size.
+    toy.run("test-each", "", "--jobs", jobs)
     table = capfd.readouterr().out.splitlines()[-4:-1]
     trees = git(toy.paths.tree, "log", "--reverse", "--format=%T", "base..HEAD").split()
     assert [line.split()[:4] for line in table[1:]] == [
@@ -172,7 +176,7 @@ def test_a_comparison_of_a_tree_with_itself_fails(
     comparing.plan.with_name("models.py").write_text(both)
     assert comparing.fails("test-model").what == "failed: models"
     assert f"without the series: vllm came from {comparing.paths.tree}" in capfd.readouterr().out
-    pinned = comparing.paths.state / "each/models/vllm/__init__.py"
+    pinned = comparing.paths.state / "each/0/vllm/__init__.py"
     comparing.plan.with_name("models.py").write_text(
         SCRIPT.replace("vllm.__file__", f"{str(pinned)!r}")
     )
