@@ -304,7 +304,7 @@ class Runner:
             warm = self._warm(stack, self.plan.warm["libraries"], None)
 
             def one(stage: Stage, commit: str) -> Result:
-                with self.worktrees.at(stage.name, commit) as tree:
+                with self.worktrees.at(commit) as tree:
                     return self._stage(warm, stage, tree)
 
             return self._all({s.name: functools.partial(one, s, c) for s, c in stages})
@@ -329,6 +329,7 @@ class Runner:
             raise
         finally:
             pool.shutdown()
+            self.worktrees.close()
             self.progress.close()
 
     def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:
@@ -383,7 +384,7 @@ class Runner:
         folder.mkdir()
         self.progress.start(one.name, folder)
         answers: list[dict[str, Any]] = []
-        with self.worktrees.at(one.name, "base") as plain:
+        with self.worktrees.at("base") as plain:
             if needed:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
