@@ -101,11 +101,9 @@ test-long: build  ## those of its tests that take long
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
 
-# The lossless run is a part of the whole one: every option, a tenth of the questions.
-test-all: test test-long test-each transformers  ## all that CI runs
+test-all: test test-long test-each  ## all that CI runs
 	@$(SERIES) capabilities $(COMMON) --check
 	@$(SERIES) pages $(COMMON) --check
-	@$(SERIES) lossless $(COMMON) -- --number 55
 
 capabilities:  ## the page of what works, from the reports of the last test-model
 	@$(SERIES) capabilities $(COMMON)

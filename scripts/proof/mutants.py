@@ -302,7 +302,9 @@ def page(bases: list[Base]) -> str:
             )
         caught = [entry for entry in data["outcomes"] if entry["by"] != "nothing"]
         hangs = sum(entry["by"] == "hang" for entry in caught)
-        older = sum(entry["tree"] != data["tree"] for entry in data["outcomes"])
+        known = [entry for entry in data["outcomes"] if entry["key"]]
+        older = sum(entry["tree"] != data["tree"] for entry in known)
+        unknown = len(names) - len(known)
         said = f"{len(caught)} of {len(names)} were detected"
         said += f", {hangs} of them by a test that then hung" if hangs else ""
         said += f", in {sum(entry['seconds'] for entry in data['outcomes'])} s." if caught else "."
@@ -311,6 +313,11 @@ def page(bases: list[Base]) -> str:
             lines.append(
                 f"{older} outcomes are of earlier trees; since then neither the changed file nor "
                 "the test and what it imports of tests/ has changed."
+            )
+        if unknown:
+            lines.append(
+                f"{unknown} outcomes are of an earlier tree, and whether their files have changed "
+                "since was not recorded; `make mutate` plants these errors again."
             )
         lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
         for mutation, entry in zip(mutations, data["outcomes"], strict=True):

@@ -94,6 +94,8 @@ def get_messages(root: Path) -> list[str]:
         *(root / "model_executor" / "models").glob("exaone4_5*.py"),
         root / "model_executor" / "models" / "config.py",
         *(root / "transformers_utils").rglob("exaone4_5*.py"),
+        root / "config" / "vllm.py",
+        root / "sampling_params.py",
     ]
     messages = []
     for file in files:

@@ -144,6 +144,16 @@ def test_an_outcome_is_kept_while_what_it_depends_on_is_the_same(
     assert project.count_runs() == 0 and "1 outcomes are of earlier trees" in project.page()
 
 
+def test_page_vouches_for_no_outcome_without_a_record(project: Project) -> None:
+    project.run(DETECTED)
+    data = project.data()
+    data["outcomes"][0] |= {"key": "", "tree": "0" * 40}
+    evidence.write(mutants.data_file("v0.19.1"), data)
+    page = project.page()
+    assert "1 outcomes are of an earlier tree, and whether their files have changed" in page
+    assert "neither the changed file" not in page
+
+
 def test_rerun_goes_on_where_it_was(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run(DETECTED)
     project.count_runs()
