@@ -198,6 +198,7 @@ def run(command: Command) -> Exit:
     long = model and args.long
     with locked(paths.state / ".lock", args.wait):
         commits = evidence.require_tree(base, paths)
+        require_known_tests(plan, paths)
         begin = time.monotonic()
         runner = Runner(base, paths, plan, f"{args.verb}{'-long' if long else ''}", args)
         if model:
@@ -237,6 +238,28 @@ def run(command: Command) -> Exit:
     if failed:
         raise SeriesError(Exit.FAILED, f"failed: {', '.join(failed)}", hint="their output is above")
     return Exit.OK
+
+
+def require_known_tests(plan: Plan, paths: Paths) -> None:
+    """Every test file that the series adds belongs to a stage, and mutations.toml to this tree."""
+    from . import mutants
+
+    added = git(paths.tree, "diff", "--name-only", "--diff-filter=A", "base", "HEAD", "--", "tests")
+    named = {test.partition("::")[0] for stage in plan.stages() for test in stage.all().tests}
+    unnamed = [
+        name
+        for name in added.splitlines()
+        if Path(name).match("test_*.py") and not {name, *map(str, Path(name).parents)} & named
+    ]
+    if unnamed:
+        raise SeriesError(
+            Exit.FAILED,
+            f"no stage of {plan.file} runs {', '.join(unnamed)}",
+            hint="add them to the patch that brings them",
+        )
+    table = plan.file.with_name("mutations.toml")
+    if table.is_file():
+        mutants.check_table(mutants.read_table(table), paths.tree)
 
 
 def fill(text: str, paths: Paths) -> str:
