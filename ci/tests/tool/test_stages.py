@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -367,6 +368,23 @@ def test_a_patch_without_a_stage_fails(toy: Toy) -> None:
     assert "no tests for second" in toy.fails("test-each").what
     toy.plan.write_text("[patch.first\n")
     assert "cannot be read" in toy.fails("test-each").what
+
+
+def test_a_test_file_that_no_stage_runs(toy: Toy) -> None:
+    toy.amend({"tests/more/test_third.py": PASSING, "tests/helper.py": ""})
+    for command in ("test-each", "test-model"):
+        assert "runs tests/more/test_third.py" in toy.fails(command).what
+    toy.replace('["tests/test_upstream.py"]', '["tests/test_upstream.py", "tests/more"]')
+    toy.run("test-each")
+
+
+def test_planted_errors_that_do_not_fit_the_tree(toy: Toy) -> None:
+    """Else nobody sees it before they are planted, at night."""
+    table = toy.plan.with_name("mutations.toml")
+    entry = {"name": "a", "error": "a", "file": "vllm/first.py", "old": "x", "new": "", "test": "a"}
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in entry.items()]
+    table.write_text("[[mutation]]\n" + "".join(lines))
+    assert "occurs 0 times in vllm/first.py" in toy.fails("test-each").what
 
 
 def test_what_must_come_first(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
