@@ -27,7 +27,7 @@ CHECKS = (
     # Of patches the message: the code below it is upstream's.
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
     ("mypy",),
-    ("pytest", "-q", "ci/tests/tool"),
+    ("pytest", "-q", "-n", "auto", "ci/tests/tool"),
 )
 
 
@@ -58,11 +58,13 @@ def run(command: Command) -> Exit:
         **tools.caches(command.paths),
         "RUFF_CACHE_DIR": str(cache / "ruff"),
         "MYPY_CACHE_DIR": str(cache / "mypy"),
-        "PYTEST_ADDOPTS": f"-o 'cache_dir={cache / 'pytest'}'",
         "PYTHONPATH": str(REPOSITORY / "scripts"),
     }
     given = command.args.arguments
     for module, *options in [("pytest", "-q", *given)] if given else CHECKS:
+        if module == "pytest":
+            # Not in PYTEST_ADDOPTS, which the pytest of a toy project would read too.
+            options += ["-o", f"cache_dir={cache / 'pytest'}"]
         # This one is no Python; the others would start with a path that a moved checkout breaks.
         program = (
             [programs / module] if module == "shellcheck" else [programs / "python", "-m", module]
