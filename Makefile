@@ -30,7 +30,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check drop-when diff test-tool test-model test-long test-each capabilities pages evaluate lossless \
+  check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
   train mutate transformers locks
 
 ##@ use
@@ -40,7 +40,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)
@@ -94,13 +94,16 @@ test-tool:  ## tests, lint and types of the tool itself
 
 test-model: build  ## run the tests of the series in the work tree
 	@$(SERIES) test-model $(COMMON)
-	@$(SERIES) capabilities $(COMMON) --check
 
 test-long: build  ## those of its tests that take long
 	@$(SERIES) test-model $(COMMON) --long
 
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
+
+test-all: test test-long test-each  ## all that CI runs
+	@$(SERIES) capabilities $(COMMON) --check
+	@$(SERIES) pages $(COMMON) --check
 
 capabilities:  ## the page of what works, from the reports of the last test-model
 	@$(SERIES) capabilities $(COMMON)
@@ -118,10 +121,10 @@ train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)
 
 mutate: build  ## plant errors in the model; a named test must detect each (an hour)
-	@$(SERIES) mutate $(COMMON)
+	@$(SERIES) mutate $(COMMON) $(if $(FRESH),--fresh)
 
 transformers: build  ## the same prompts and tokens under five releases of transformers (15 minutes)
-	@$(SERIES) transformers $(COMMON)
+	@$(SERIES) transformers $(COMMON) $(if $(LOCK),--lock)
 
 locks:  ## renew ci/locks/tools.txt and dev.txt from their .in files
 	@$(SERIES) locks $(COMMON)

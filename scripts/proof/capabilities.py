@@ -80,7 +80,7 @@ def read_runs(command: Command) -> dict[str, bool]:
     """Whether each test passed, from the reports of whole runs."""
     base, logs = command.base, command.paths.state / "logs"
     passed: dict[str, bool] = {}
-    long = any(stage.long for stage in Plan.read(base.tests_file).stages())
+    long = any(stage.long_tests for stage in Plan.read(base.tests_file).stages())
     for name in ("test-model", "test-model-long") if long else ("test-model",):
         report = evidence.read(logs / name / "run.json", base, command="make test-all")
         if not report["whole"] or not report["ok"]:

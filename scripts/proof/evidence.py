@@ -131,7 +131,7 @@ def read_any(path: Path, base: Base) -> dict[str, Any]:
         raise SeriesError(
             Exit.FAILED,
             f"{path} is missing, or not of {base.name}",
-            hint="see docs/maintain/testing.md#evidence",
+            hint="see docs/maintain/testing.md#the-model",
         )
     return report
 

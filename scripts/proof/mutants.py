@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import queue
 import time
@@ -116,6 +117,7 @@ class Trial:
 
     def __init__(self, warm: Warm, environment: dict[str, str], logs: Path, tree_id: str) -> None:
         self.warm, self.environment, self.logs, self.tree_id = warm, environment, logs, tree_id
+        self.seconds = itertools.count(1)
         self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
     @contextlib.contextmanager
@@ -157,12 +159,17 @@ class Trial:
         begin = time.monotonic()
         with self.tree() as tree:
             path = tree / mutation.file
-            original = path.read_text()
+            original, times = path.read_text(), path.stat()
             path.write_text(mutate_text(original, mutation))
+            # Two versions of a file may have one size, and Python knows byte code by size and
+            # second: no two versions get the same one.
+            other = times.st_mtime + next(self.seconds)
+            os.utime(path, (other, other))
             try:
                 ended, _ = self.pytest(tree, mutation.name, [mutation.test])
             finally:
                 path.write_text(original)
+                os.utime(path, (times.st_atime, times.st_mtime))
         # An error that keeps the test from being collected is not detected by the test.
         how = "hang" if ended.hung else "failure" if ended.status == 1 else "nothing"
         seconds = round(time.monotonic() - begin)
@@ -247,8 +254,6 @@ def plant(
     environment = {
         **engine.environment(paths, cpu=True),
         **{name: fill(value, paths) for name, value in plan.environment.items()},
-        # Two versions of a file may have one size and one time stamp.
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     prepare(plan, paths, environment)
     files = sorted({mutation.test_file for mutation in todo})
@@ -258,8 +263,9 @@ def plant(
         stack.callback(warm.close)
         trial = Trial(warm, environment, logs, evidence.tree_of(base))
         worktrees = Worktrees(paths)
-        for number in range(jobs):
-            trial.free.put(stack.enter_context(worktrees.at(f"mutant-{number}", "HEAD")))
+        stack.callback(worktrees.close)
+        for _ in range(jobs):
+            trial.free.put(stack.enter_context(worktrees.at("HEAD")))
 
         def check(file: str) -> None:
             known.helpers[file] = trial.without([m for m in todo if m.test_file == file])

@@ -37,14 +37,25 @@ SECONDS = 600
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Tests that run in a process of their own; `count` is how many there have to be."""
+    """Tests that run in a process of their own; `count` is how many there have to be.
+
+    Those of `long_tests` run with --long only, and on the tree after their patch.
+    """
 
     name: str
     imports: list[str]
-    tests: list[str]
+    tests: list[str] = dataclasses.field(default_factory=list)
     count: int = 0
+    long_tests: list[str] = dataclasses.field(default_factory=list)
+    long_count: int = 0
     seconds: int = SECONDS
-    long: bool = False
+
+    def long(self) -> Stage:
+        return dataclasses.replace(self, tests=self.long_tests, count=self.long_count)
+
+    def all(self) -> Stage:
+        tests, count = [*self.tests, *self.long_tests], self.count + self.long_count
+        return dataclasses.replace(self, tests=tests, count=count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Plan:
             ) from error
         if names is None:
             return plan
-        lacking = [n for n in names if n not in plan.patches or not plan.patches[n].tests]
+        lacking = [n for n in names if n not in plan.patches or not plan.patches[n].all().tests]
         if lacking:
             raise SeriesError(
                 Exit.FAILED,
@@ -116,7 +127,7 @@ class Plan:
                 f"{file} has tests for {', '.join(foreign)}, which the series does not list",
                 hint="remove the table, or correct its name",
             )
-        tests = [test for stage in plan.stages() for test in stage.tests]
+        tests = [test for stage in plan.stages() for test in stage.all().tests]
         twice = sorted({test for test in tests if tests.count(test) > 1})
         if twice:
             raise SeriesError(
@@ -166,7 +177,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch", default="", help="only the stage of this patch")
     parser.add_argument("--jobs", type=int, help="stages at a time (one a processor, 4 at most)")
     if verb == "test-model":
-        parser.add_argument("--long", action="store_true", help="only what is marked long")
+        parser.add_argument("--long", action="store_true", help="only what is long")
         parser.add_argument(
             "--write-counts", action="store_true", help="pin the numbers of tests that ran"
         )
@@ -193,19 +204,20 @@ def run(command: Command) -> Exit:
             stages = plan.stages()
             compare = list(plan.compare.values())
             if args.patch:
-                stages, compare, long = [plan.patches[args.patch]], [], False
+                stages, compare = [plan.patches[args.patch].all()], []
             else:
-                stages = [stage for stage in stages if stage.long == long]
+                stages = [stage.long() for stage in stages] if long else stages
+                stages = [stage for stage in stages if stage.tests]
                 compare = [one for one in compare if one.long == long]
             results = runner.model(stages, compare, dict(zip(names, commits, strict=True)))
         else:
             after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
-            results = runner.each([(plan.patches[n], commit) for n, commit in after])
+            results = runner.each([(plan.patches[n].all(), commit) for n, commit in after])
         # Still the same tree? A run lasts minutes, and the work tree is the user's.
         evidence.require_tree(base, paths)
         seconds = time.monotonic() - begin
-        if model and args.write_counts:
-            write_counts(plan.file, results)
+        if model and args.write_counts and not args.patch:
+            write_counts(plan, results, long=long)
         report = {
             **evidence.about(base, paths),
             "verb": args.verb,
@@ -292,7 +304,7 @@ class Runner:
             warm = self._warm(stack, self.plan.warm["libraries"], None)
 
             def one(stage: Stage, commit: str) -> Result:
-                with self.worktrees.at(stage.name, commit) as tree:
+                with self.worktrees.at(commit) as tree:
                     return self._stage(warm, stage, tree)
 
             return self._all({s.name: functools.partial(one, s, c) for s, c in stages})
@@ -317,6 +329,7 @@ class Runner:
             raise
         finally:
             pool.shutdown()
+            self.worktrees.close()
             self.progress.close()
 
     def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:
@@ -371,7 +384,7 @@ class Runner:
         folder.mkdir()
         self.progress.start(one.name, folder)
         answers: list[dict[str, Any]] = []
-        with self.worktrees.at(one.name, "base") as plain:
+        with self.worktrees.at("base") as plain:
             if needed:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
@@ -419,16 +432,17 @@ def table(results: list[Result], command: Command) -> None:
         command.say(" ".join(row) + ("" if r.ok else "  FAILED"))
 
 
-def write_counts(file: Path, results: list[Result]) -> None:
+def write_counts(plan: Plan, results: list[Result], *, long: bool) -> None:
     """Pin the numbers of tests of the stages that passed but for their number."""
-    text = file.read_text(encoding="utf-8")
+    text = plan.file.read_text(encoding="utf-8")
     for result in results:
-        if result.failed or result.skipped or not result.imports:
+        if result.failed or result.skipped or not result.imports or result.ran == result.count:
             continue
+        key = "long_count" if long and result.name not in plan.compare else "count"
         name = re.escape(result.name)
         section = re.search(rf"^\[\w+\.{name}\]\n(?:(?!\[\w).*\n)*", text, re.MULTILINE)
         assert section is not None, result.name
-        table = re.sub(r"^count = .*\n", "", section[0], flags=re.MULTILINE)
+        table = re.sub(rf"^{key} = .*\n", "", section[0], flags=re.MULTILINE)
         head, _, rest = table.partition("\n")
-        text = text.replace(section[0], f"{head}\ncount = {result.ran}\n{rest}")
-    write_atomic(file, text.encode())
+        text = text.replace(section[0], f"{head}\n{key} = {result.ran}\n{rest}")
+    write_atomic(plan.file, text.encode())

@@ -14,6 +14,7 @@ import os
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from series.errors import Exit, SeriesError
 from series.state import locked
 
 from . import evidence, outcomes
-from .stages import Plan
+from .stages import MOST_JOBS, Plan
 from .transformers_worker import NUM_TOKENS
 
 NEWEST = "2026-11-23"
@@ -196,14 +197,17 @@ def run(command: Command) -> Exit:
                     Exit.FAILED, "no checkpoint was made", hint=f"see {folder}/checkpoint.log"
                 )
             evidence.write(folder / "checkpoint.json", about)
-        rows = {}
-        for release in dict.fromkeys([reference, *chosen]):
+
+        def one(release: str) -> dict[str, Any]:
             begin = time.monotonic()
-            rows[release] = run_release(base, paths, plan, release)
-            command.say(
-                f"transformers {release}: {len(rows[release]['passed'])} tests, "
-                f"{time.monotonic() - begin:.0f} s"
-            )
+            row = run_release(base, paths, plan, release)
+            seconds = time.monotonic() - begin
+            command.say(f"transformers {release}: {len(row['passed'])} tests, {seconds:.0f} s")
+            return row
+
+        every = list(dict.fromkeys([reference, *chosen]))
+        with ThreadPoolExecutor(min(MOST_JOBS, len(os.sched_getaffinity(0)))) as pool:
+            rows = dict(zip(every, pool.map(one, every), strict=True))
         evidence.require_tree(base, paths)
     found = [compare(rows[release], rows[reference], plan) for release in chosen]
     report = {**about, "reference": reference, "tokens": NUM_TOKENS, "releases": found}

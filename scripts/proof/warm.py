@@ -177,7 +177,6 @@ def run(job: Job) -> int:
     faulthandler.enable()
     os.environ.clear()
     os.environ.update(job["environment"])
-    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     os.chdir(job["tree"])
     sys.path.insert(0, job["tree"])
     importlib.invalidate_caches()

@@ -58,7 +58,7 @@ class Command:
             return fetch.fetch_archive(base, self.paths, sources=self.sources())
 
     def origin(self) -> str:
-        """What the base commit is made from, for the record of an apply."""
+        """What the base commit is built from, for the record of an apply."""
         if self.args.source == "git":
             return f"git {self.base.git_commit}"
         return f"archive {self.base.archive.sha256}"

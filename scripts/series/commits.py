@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The series as commits of a scratch repository, and as the patch files made from them."""
+"""The series as commits of a scratch repository, and as the patch files written from them."""
 
 from __future__ import annotations
 

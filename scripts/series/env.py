@@ -77,7 +77,7 @@ def interpreter(base: Base, wanted: str) -> str:
 
 
 def stamp_file(paths: Paths) -> Path:
-    """What the environment was made from; inside it, so that both go together."""
+    """What the environment was built from; inside it, so that both go together."""
     return paths.env / "series-build.json"
 
 
@@ -127,7 +127,7 @@ def make(base: Base, paths: Paths, steps: Steps, device: str, wanted: str, torch
     if stamp and stamp.get("python") == asked and want == {key: stamp.get(key) for key in want}:
         return False
     if not stamp or stamp.get("python") != asked:
-        steps.say("environment: making it")
+        steps.say("environment: building it")
         steps.run(
             "venv",
             [tools.uv(paths), "venv", "--clear", "--python", interpreter(base, wanted), paths.env],

@@ -178,7 +178,7 @@ def _say(text: str) -> None:
 
 
 def fetch_git(base: Base, paths: Paths) -> Path:
-    """The pinned commit from upstream's repository, as an archive made by git."""
+    """The pinned commit from upstream's repository, as an archive that git writes."""
     repo = paths.downloads / f"{base.package}-{base.version}.git"
     if not (repo / "HEAD").is_file():
         repo.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base commit, made from the pinned source archive."""
+"""The base commit, built from the pinned source archive."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _take(handle: IO[str], file: Path) -> bool:
 class Record:
     """What the last apply or export left in the work tree (kept in the tree's .git folder)."""
 
-    source: str  # what the base commit was made from
+    source: str  # what the base commit was built from
     head: str  # commit id
     patches: dict[str, str]  # name -> sha256 of the file, in the order applied
 

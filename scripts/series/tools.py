@@ -37,22 +37,22 @@ def caches(paths: Paths) -> dict[str, str]:
 
 
 def make(paths: Paths, name: str) -> Path:
-    """The folder of `build/<name>`, made from ci/locks/<name>.txt unless it is up to date."""
+    """The folder of `build/<name>`, built from ci/locks/<name>.txt unless it is up to date."""
     folder, lock = paths.build / name, LOCKS / f"{name}.txt"
     interpreter = os.path.realpath(sys.executable)
     want = "\n".join([digest(lock.read_bytes()), platform.python_version(), interpreter])
-    stamp = folder / ".made"
+    stamp = folder / ".built"
 
-    def made() -> bool:
+    def built() -> bool:
         return stamp.is_file() and stamp.read_text(encoding="utf-8") == want
 
-    if made():
+    if built():
         return folder
     make_build_folder(paths.build)
     with locked(paths.build / f".{name}.lock", 600):
-        if made():
+        if built():
             return folder
-        print(f"making {folder}", file=sys.stderr)
+        print(f"building {folder}", file=sys.stderr)
         if folder.is_symlink():
             folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)

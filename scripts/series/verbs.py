@@ -146,7 +146,7 @@ def distclean(command: Command) -> Exit:
         return Exit.OK
     if not (build / "CACHEDIR.TAG").is_file():
         raise SeriesError(
-            Exit.USAGE, f"{build} was not made by this tool", hint="remove it yourself"
+            Exit.USAGE, f"{build} does not belong to this tool", hint="remove it yourself"
         )
     with contextlib.ExitStack() as locks:
         held = {*build.glob(".*lock"), *build.glob("*/.*lock")}

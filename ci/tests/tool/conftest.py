@@ -170,7 +170,7 @@ class Project:
             (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
             (self.tree / name).write_bytes(data)
             git(self.tree, "add", "-f", name)
-        # Two commits of one author are not made in the same second.
+        # Two commits of one author do not have the same second.
         date = f"{1_700_000_000 + next(CLOCK)} +0000"
         git(self.tree, "commit", "-q", "--date", date, "-m", message(title))
 

@@ -404,7 +404,7 @@ def test_wrong_compiler(
     with pytest.raises(SeriesError, match=message) as caught:
         toy.build()
     assert caught.value.code is Exit.BUILD
-    # Said before anything was downloaded or made.
+    # Said before anything was downloaded or built.
     assert toy.log.read_text() == ""
     assert not toy.paths.env.exists()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment made by the real uv from local indexes of fabricated wheels."""
+"""The environment that the real uv builds from local indexes of fabricated wheels."""
 
 from __future__ import annotations
 

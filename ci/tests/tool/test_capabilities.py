@@ -147,7 +147,7 @@ def test_a_run_that_failed_or_was_of_one_patch(toy: Toy, values: dict[str, bool]
 
 
 def test_the_long_tests_count_if_there_are_some(toy: Toy) -> None:
-    toy.base.tests_file.write_text("[patch.first]\nimports = []\ntests = ['x']\nlong = true\n")
+    toy.base.tests_file.write_text("[patch.first]\nimports = []\nlong_tests = ['x']\n")
     assert "test-model-long" in toy.fails().what
     short, long = dict(list(CASES.items())[:3]), dict(list(CASES.items())[3:])
     toy.write_run("test-model", short)

@@ -329,7 +329,7 @@ FAULTS: list[tuple[Callable[[Project], None], str, Exit, str]] = [
     (edited_header, "export", Exit.DIRTY, "add-the-first.patch was edited"),
     (edited_and_dropped, "export", Exit.DIRTY, "add-the-first.patch was edited"),
     (changed_series, "export", Exit.DIRTY, "changed since the last apply"),
-    (foreign_folder, "distclean", Exit.USAGE, "was not made by this tool"),
+    (foreign_folder, "distclean", Exit.USAGE, "does not belong to this tool"),
     (plain, "apply --base v2", Exit.USAGE, "use BASE= with one of v1"),
     (plain, "apply --nosuch", Exit.USAGE, "--nosuch"),
     (plain, "nosuch", Exit.USAGE, "nosuch"),

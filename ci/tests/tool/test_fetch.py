@@ -267,7 +267,7 @@ def test_fetch_through_the_configured_index(
     assert "s3cret" not in done.stdout + done.stderr
     found = fresh.root / "build/downloads/toy-1.0.tar.gz"
     assert digest(found) == digest(fresh.sources / found.name)
-    # A damaged copy is noticed, and fetched again.
+    # A damaged copy is detected, and fetched again.
     found.write_bytes(b"damaged")
     done = fresh.run("fetch", env=env, sources=False)
     assert done.returncode == 0

@@ -69,10 +69,9 @@ def test_every_place_that_the_code_names_is_there() -> None:
     files = tracked(
         "scripts", "ci", "Makefile", ".ci", ".github", "patches/*/*.toml", "*.in", "*.sh"
     )
-    own = Path(__file__).resolve()
     places = []
     for file in files:
-        if file.suffix in {".safetensors", ".json", ".patch"} or file == own:
+        if file.suffix in {".safetensors", ".json", ".patch"} or "tests" in file.parts:
             continue
         found = CODE.findall(file.read_text(encoding="utf-8", errors="replace"))
         places += [(file.relative_to(REPO), place) for place in found]

@@ -151,7 +151,7 @@ def test_distclean_refuses_a_folder_of_someone_else(checkout: Checkout) -> None:
     checkout.ok("apply", *where)
     done = checkout.make("distclean", *where)
     assert done.returncode
-    assert "was not made by this tool" in done.stderr
+    assert "does not belong to this tool" in done.stderr
     assert (alien / "thesis.txt").is_file()
 
 

@@ -188,6 +188,7 @@ def test_a_selection_is_not_kept(project: Project) -> None:
 def test_a_dirty_tree_is_refused(project: Project) -> None:
     (project.tree / "vllm/double.py").write_text("def double(x):\n    return 2 * x + 0\n")
     assert project.fails(DETECTED).code is Exit.DIRTY
+    assert project.count_runs() == 0
 
 
 @pytest.mark.parametrize(

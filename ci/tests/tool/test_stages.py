@@ -23,9 +23,13 @@ from toy import NAMES, PASSING, SCRIPT, Toy, comparing, git, passing, toy, warm
 __all__ = ["comparing", "passing", "toy", "warm"]
 
 
-def test_each_runs_on_the_tree_after_its_patch(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
-    # In the work tree, COUNT is 2: the first patch's test passes only in its own tree.
-    toy.run("test-each")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_each_runs_on_the_tree_after_its_patch(
+    toy: Toy, capfd: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    # In the work tree, COUNT is 2: the first patch's test passes only in its own tree. With one
+    # job both are checked out in the same folder.
+    toy.run("test-each", "", "--jobs", jobs)
     table = capfd.readouterr().out.splitlines()[-4:-1]
     trees = git(toy.paths.tree, "log", "--reverse", "--format=%T", "base..HEAD").split()
     assert [line.split()[:4] for line in table[1:]] == [
@@ -57,6 +61,17 @@ def test_worktrees_come_and_go_one_at_a_time(toy: Toy, monkeypatch: pytest.Monke
         monkeypatch.setattr(runner, name, alone(getattr(runner, name)))
     toy.run("test-each")
     assert sorted(calls) == ["add"] * 2 + ["prune"] * 4
+
+
+def test_no_two_versions_of_a_file_are_written_in_one_second(toy: Toy) -> None:
+    """Python would take the byte code of one for the other's: they have one size."""
+    worktrees, times = runner.Worktrees(toy.paths), []
+    for commit in ("HEAD~1", "HEAD"):
+        commit = git(toy.paths.tree, "rev-parse", commit).strip()
+        with worktrees.at(commit) as tree:
+            times.append(int((tree / "vllm/__init__.py").stat().st_mtime))
+    worktrees.close()
+    assert times[0] != times[1]
 
 
 def test_each_links_the_kernels(toy: Toy) -> None:
@@ -172,7 +187,7 @@ def test_a_comparison_of_a_tree_with_itself_fails(
     comparing.plan.with_name("models.py").write_text(both)
     assert comparing.fails("test-model").what == "failed: models"
     assert f"without the series: vllm came from {comparing.paths.tree}" in capfd.readouterr().out
-    pinned = comparing.paths.state / "each/models/vllm/__init__.py"
+    pinned = comparing.paths.state / "each/0/vllm/__init__.py"
     comparing.plan.with_name("models.py").write_text(
         SCRIPT.replace("vllm.__file__", f"{str(pinned)!r}")
     )
@@ -265,7 +280,8 @@ def test_ctrl_c_ends_what_runs(passing: Toy, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_log_may_hold_any_bytes(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
-    odd = "import os\ndef test_it():\n    os.write(1, b'\\xff\\xfe odd')\n    assert 0\n"
+    odd = "import os\ndef test_it(capfd):\n    with capfd.disabled():\n"
+    odd += "        os.write(1, b'\\xff\\xfe odd')\n    assert 0\n"
     passing.amend({"tests/test_first.py": odd})
     assert passing.fails("test-model").what == "failed: first"
     assert "odd" in capfd.readouterr().out
@@ -283,10 +299,14 @@ def test_the_processes_that_are_forked_from(
 
 
 def test_long_stages_run_apart(comparing: Toy) -> None:
-    comparing.replace("[patch.first]", "[patch.first]\nlong = true")
+    comparing.replace(
+        'count = 1\nimports = ["vllm.first"]\ntests', 'imports = ["vllm.first"]\nlong_tests'
+    )
     comparing.replace("[compare.drafts]", "[compare.drafts]\nlong = true")
     comparing.run("test-model")
     assert set(comparing.report()["stages"]) == {"second", "upstream", "models"}
+    assert comparing.fails("test-model", "--long", "--write-counts").what == "failed: first"
+    assert "[patch.first]\nlong_count = 1\n" in comparing.plan.read_text()
     comparing.run("test-model", "", "--long")
     assert set(comparing.report("test-model-long")["stages"]) == {"first", "drafts"}
     # One that is asked for by name runs however long it is.

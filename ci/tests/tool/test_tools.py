@@ -19,8 +19,8 @@ from series.errors import Exit, SeriesError
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The environments that were made; nothing is installed."""
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The environments that were built; nothing is installed."""
     found: list[str] = []
 
     def run(argv: list[str | Path], paths: Paths, what: str, hint: str) -> None:
@@ -33,31 +33,31 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_an_environment_is_made_again_for_another_python_or_lock(
-    made: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    built: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     paths = Paths(tmp_path / "build", "v1")
     assert tools.make(paths, "tools") == paths.build / "tools"
     tools.make(paths, "tools")
-    assert made == [os.path.realpath(sys.executable)]
+    assert built == [os.path.realpath(sys.executable)]
     # An upgrade of the interpreter, which can have removed the old one.
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
     tools.make(paths, "tools")
-    assert len(made) == 2
+    assert len(built) == 2
     other = tmp_path / "python-other"
     other.symlink_to("/bin/sh")
     monkeypatch.setattr(sys, "executable", str(other))
     tools.make(paths, "tools")
-    assert made[-1] == os.path.realpath("/bin/sh")
+    assert built[-1] == os.path.realpath("/bin/sh")
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks/tools.txt").write_text("other==1\n")
     monkeypatch.setattr(tools, "LOCKS", tmp_path / "locks")
     tools.make(paths, "tools")
-    assert len(made) == 4
+    assert len(built) == 4
     assert (paths.build / "CACHEDIR.TAG").is_file()
 
 
 def test_an_environment_that_is_a_link_is_replaced_not_emptied(
-    made: list[str], tmp_path: Path
+    built: list[str], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -80,7 +80,7 @@ def test_an_environment_without_an_index_is_one_line(
         tools.make(Paths(tmp_path / "build", "v1"), "tools")
     assert caught.value.code is Exit.BUILD
     assert "s3cret" not in str(caught.value)
-    assert not (tmp_path / "build/tools/.made").exists()
+    assert not (tmp_path / "build/tools/.built").exists()
 
 
 def test_git_accepts_a_tree_of_another_owner(project: Project) -> None:
