@@ -27,7 +27,7 @@ CHECKS = (
     # Of patches the message: the code below it is upstream's.
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
     ("mypy",),
-    ("pytest", "-q", "-n", "auto", "ci/tests/tool"),
+    ("pytest", "-q", "-n", "auto", "-m", "not long", "ci/tests/tool"),
 )
 
 

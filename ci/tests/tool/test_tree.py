@@ -363,6 +363,7 @@ def all_changes(project: Project) -> list[str]:
     return ["export", "--drop", NAMES[1]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "steps"),
     [("clean", 16), ("unapply", 20), ("export", 20), ("clean-itself", 3)],
