@@ -39,7 +39,8 @@ SECONDS = 600
 class Stage:
     """Tests that run in a process of their own; `count` is how many there have to be.
 
-    Those of `long_tests` run with --long only, and on the tree after their patch.
+    One that takes minutes starts `early`, so that nothing has to wait for it at the end. Those of
+    `long_tests` run with --long only, and on the tree after their patch.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     long_tests: list[str] = dataclasses.field(default_factory=list)
     long_count: int = 0
     seconds: int = SECONDS
+    early: bool = False
 
     def long(self) -> Stage:
         return dataclasses.replace(self, tests=self.long_tests, count=self.long_count)
@@ -342,8 +344,11 @@ class Runner:
         prepare(self.plan, self.paths, self.environment)
         self.progress = Progress(len(runs), self.out)
         pool = ThreadPoolExecutor(self.jobs)
+        early = {stage.name for stage in self.plan.stages() if stage.early}
         try:
-            return list(pool.map(lambda run: run(), runs.values()))
+            order = sorted(runs, key=lambda name: name not in early)
+            ended = {name: pool.submit(runs[name]) for name in order}
+            return [ended[name].result() for name in runs]
         except BaseException:
             # Ctrl-C, or the first error: what runs ends now, what waits never starts.
             pool.shutdown(wait=False, cancel_futures=True)
