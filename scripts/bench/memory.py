@@ -5,8 +5,6 @@
 ci/tests/engine/test_serving_page.py compares the counts with transformers' model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .dims import HEAD_DIM, LAYERS, PATTERN, TEXT_CONFIG, VISION_CONFIG

@@ -15,8 +15,6 @@ One process runs without the draft layer, one with it. Both write JSON to OUT; a
 Exit status: 0, 1 if a token is wrong, 2 if a run did not finish.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

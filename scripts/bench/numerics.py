@@ -16,8 +16,6 @@ and by --ratio times transformers' own error at most.
 Exit status: 0 within the bars, 1 beyond them.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

@@ -8,8 +8,6 @@ that failed or was skipped. How many cases each test had is kept in docs/evidenc
 base; the page is made from that.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path

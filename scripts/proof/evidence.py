@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tree a result belongs to: asked before a run, written with it, compared by every reader."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

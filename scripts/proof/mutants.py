@@ -10,8 +10,6 @@ its test and all that the test imports of tests/ stay as they were; `--fresh` be
 that was cut off goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib

@@ -14,8 +14,6 @@ which holds the figures of one sitting on one card:
 A row of figures elsewhere in a document of FIGURES is an error: it has no run. `--check` compares.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Callable, Iterator

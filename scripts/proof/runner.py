@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs stages: a process for each, forked from one that has imported what all of them import."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

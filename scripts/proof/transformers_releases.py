@@ -7,8 +7,6 @@ checkpoint, which the environment's own transformers made, and runs the tests th
 of tests.toml names. `--lock` renews the locks.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

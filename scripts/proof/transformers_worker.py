@@ -5,8 +5,6 @@ python -m proof.transformers_worker make CHECKPOINT
 python -m proof.transformers_worker run CHECKPOINT OUT.json TEST...
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

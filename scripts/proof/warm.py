@@ -9,8 +9,6 @@ run before a fork but imports: no engine, no thread. Standard input has a line o
 its input does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import gc

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`build`: the environment, the kernels and vLLM installed from the work tree."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind the Makefile."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every verb gets: its options, the base, the folders and a way to report."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

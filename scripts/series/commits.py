@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The series as commits of a scratch repository, and as the patch files written from them."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 import tempfile

@@ -5,8 +5,6 @@ The grammar is in docs/maintain/patch-format.md#trailer-drop-when. An answer is 
 None where only a test that was not run could tell.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterable, Iterator

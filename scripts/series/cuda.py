@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's CUDA kernels: the pinned release's own binaries, or compiled by vLLM's build."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`diff`: what a change does to the series, as a range-diff of its commits."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import io

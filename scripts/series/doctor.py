@@ -5,8 +5,6 @@ Runs before anything is installed, so it uses the standard library only. What th
 is checked by the build's own functions.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import importlib.util

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of every process that runs the engine."""
 
-from __future__ import annotations
-
 import os
 
 from . import tools

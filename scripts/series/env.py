@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's environment: Python, the locked packages, vLLM installed editable."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error type of the tool, and its exit codes (docs/maintain/workflow.md#exit-codes)."""
 
-from __future__ import annotations
-
 import enum
 import re
 

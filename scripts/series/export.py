@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export: the work tree's commits become the patch files, series, series.lock and the index."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pinned files, each compared with its sha256 before anything uses it."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import shutil

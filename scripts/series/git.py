@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Git, shielded from the user's and the machine's configuration."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

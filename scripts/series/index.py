@@ -4,8 +4,6 @@
 uv answers, and does not build anything. pip's configuration, which uv does not read, is handed on.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import dataclasses

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's CPU kernels, compiled from the work tree's own csrc/ and kept by what went into them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

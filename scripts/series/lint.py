@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules a patch and a series keep, each explained in docs/maintain/patch-format.md#<rule>."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterator

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verbs that are programs of the engine's environment: demo, evaluate, speed, run and others."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether `Upstream:` and `Drop-When:` of each patch are true on the base and on later releases."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import shutil

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`test-tool` and `locks`: the tool's own tests, lint and types, and the packages they need."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

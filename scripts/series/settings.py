@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings that are given once and kept, in a file that make reads too: build/config.mk."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

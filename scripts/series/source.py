@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base commit, built from the pinned source archive."""
 
-from __future__ import annotations
-
 import subprocess
 import tarfile
 from pathlib import Path, PurePosixPath

@@ -4,8 +4,6 @@
 On a terminal one line is written again and again, elsewhere plain lines follow each other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import subprocess

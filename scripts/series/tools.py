@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Virtual environments of the tool itself: build/tools with uv, build/dev with what checks it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

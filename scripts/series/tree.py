@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work tree: apply, unapply, status and clean."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs that keep the work tree: fetch, apply, status, export, check and clean."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil

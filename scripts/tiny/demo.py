@@ -9,8 +9,6 @@ Exit status: 0, or 1 if on the tiny checkpoint the answer is wrong or engine and
 differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes

@@ -11,8 +11,6 @@ tests/models/multimodal/exaone4_5_mtp_reference.py of the tree), with 1, 2 and 3
 Exit status: 0 if engine and transformers agree everywhere, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -10,8 +10,6 @@ combination below; the tokens have to be equal, prompt included. Float32, greedy
 Exit status: 0 if all are, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

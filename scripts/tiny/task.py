@@ -9,8 +9,6 @@ Every question is a function of (split, number), so a set of them needs no file.
 are balanced. Sizes are multiples of 28 pixels, so that the image processor resizes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A toy upstream with a series of three patches, and the means to plant faults in it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The build with a fake uv and a fake compiler: what it runs, what it keeps, what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels: what is taken from the wheel, and what a build from source asks for."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import zipfile

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment that the real uv builds from local indexes of fabricated wheels."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each bad input: one clear line, its documented exit code, nothing touched."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads from a server that misbehaves, and the index that pip or uv is configured for."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

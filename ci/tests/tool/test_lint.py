@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each lint rule has series that break it, and nothing else, and series that keep it narrowly."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

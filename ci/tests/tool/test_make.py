@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Makefile from end to end, the settings that it keeps, doctor and the clean targets."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

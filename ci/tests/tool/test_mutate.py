@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planting errors, in a toy of one function."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

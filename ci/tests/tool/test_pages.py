@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated pages and tables: what is edited by hand, or has no run, does not pass."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

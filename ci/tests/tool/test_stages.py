@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """test-model and test-each on a toy vLLM."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

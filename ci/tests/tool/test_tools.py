@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tool's own environments, what it shows while it waits, and whose trees git accepts."""
 
-from __future__ import annotations
-
 import io
 import os
 import platform

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Apply, unapply, status and export when nothing is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A toy vLLM with two patches applied, and this Python as its environment."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -18,8 +18,6 @@ The series changes drafts between the chunks of a prompt, and their slots if the
 prompt begin a block. So no prompt is computed in chunks here, or ends so near a block's end.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -8,8 +8,6 @@ checkpoints in FOLDER, which it makes if they are missing. `make test-model` run
 the pinned source and with the series and compares the two files.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
