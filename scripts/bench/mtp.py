@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,9 @@ class Rate:
     milliseconds_per_step: float
     all_tokens_per_second: list[float]
     first_token_ms: float
-    drafts: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
-    expected_per_position: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Result:
-    mode: str
-    device: str
-    versions: dict[str, str]
-    load: dict[str, float]
-    start_seconds: float
-    kv_cache: dict[str, float]
-    wrong_tokens: int
-    rates: list[Rate]
-    profiles: dict[str, Any] = field(default_factory=dict)
+    drafts: int
+    accepted_per_position: list[int]
+    expected_per_position: list[int]
 
 
 # ------------------------------------------------------------------ the model
@@ -404,34 +391,39 @@ class Bench:
         )
         return {"steps": steps, **timeline(spans)}
 
-    def run(self) -> Result:
+    def run(self) -> None:
+        """Measure, and write after each batch size what is known."""
         import torch
         import vllm
         from vllm.platforms import current_platform
 
         args = self.args
+        rates: list[dict[str, Any]] = []
+        profiles: dict[str, Any] = {}
         (kv_cache,) = self.llm.collective_rpc(kv_cache_figures)
-        result = Result(
-            mode=self.mode,
-            device=current_platform.get_device_name() if torch.cuda.is_available() else "cpu",
-            versions={"torch": torch.__version__, "vllm": vllm.__version__},
-            load=self.load,
-            start_seconds=self.start_seconds,
-            kv_cache=kv_cache,
-            wrong_tokens=0,
-            rates=[],
-        )
+
+        def save() -> None:
+            report = {
+                "mode": self.mode,
+                "device": current_platform.get_device_name() if on_gpu else "cpu",
+                "versions": {"torch": torch.__version__, "vllm": vllm.__version__},
+                "load": self.load,
+                "start_seconds": self.start_seconds,
+                "kv_cache": kv_cache,
+                "wrong_tokens": self.wrong_tokens,
+                "rates": rates,
+                "profiles": profiles,
+            }
+            write(args.out / f"{self.mode}.json", report)
+
+        on_gpu = torch.cuda.is_available()
         for batch_size in args.batch_sizes:
-            result.rates.append(self.measure(batch_size))
-            result.wrong_tokens = self.wrong_tokens
-            write(args.out / f"{self.mode}.json", asdict(result))
-            print(f"{self.mode}: {asdict(result.rates[-1])}", flush=True)
-        if args.profile:
-            for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]):
-                result.profiles[str(batch_size)] = self.profile(batch_size)
-                write(args.out / f"{self.mode}.json", asdict(result))
-        result.wrong_tokens = self.wrong_tokens
-        return result
+            rates.append(asdict(self.measure(batch_size)))
+            save()
+            print(f"{self.mode}: {rates[-1]}", flush=True)
+        for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]) if args.profile else ():
+            profiles[str(batch_size)] = self.profile(batch_size)
+            save()
 
 
 def write(path: Path, content: Any) -> None:
@@ -515,7 +507,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     if args.mode is not None:
-        write(args.out / f"{args.mode}.json", asdict(Bench(args, args.mode).run()))
+        Bench(args, args.mode).run()
         return 0
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def wrong(text: str, hint: str) -> SeriesError:
-    return SeriesError(Exit.FAILED, text, hint=hint)
+    return Exit.FAILED(text, hint)
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from series import env as environments
 from series import kernels
 from series.config import ROOT, Paths
-from series.errors import Exit, SeriesError
+from series.errors import Exit
 from series.git import attempt, git
 
 from .warm import NO_IMPORT, Job, kill
@@ -40,6 +40,11 @@ class Ended(NamedTuple):
     @property
     def imported(self) -> bool:
         return self.status != NO_IMPORT
+
+    @property
+    def outcomes(self) -> Path:
+        """What `outcomes.Recorder` wrote, if the process ran pytest."""
+        return self.log.with_suffix(".jsonl")
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-TAIL:])
@@ -73,14 +78,59 @@ class Warm:
         for waiting in list(self.answers.values()):
             waiting.put({})  # it has ended
 
-    def run(self, job: Job, seconds: float) -> Ended:
-        """Fork for a job and wait for its end; after so many seconds it is killed."""
-        log, number = Path(job["log"]), next(self.numbers)
+    def pytest(
+        self,
+        tree: Path,
+        environment: Mapping[str, str],
+        log: Path,
+        seconds: float,
+        *arguments: str,
+        imports: Iterable[str] = ("vllm",),
+        models: Iterable[str] = (),
+    ) -> Ended:
+        """Run pytest in a tree."""
+        options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
+        # The imports came first, so pytest meets its plugins' modules already loaded.
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments]
+        return self.run(
+            tree, environment, log, seconds, arguments=options, imports=imports, models=models
+        )
+
+    def run(
+        self,
+        tree: Path,
+        environment: Mapping[str, str],
+        log: Path,
+        seconds: float,
+        *,
+        script: Path | None = None,
+        arguments: Iterable[str] = (),
+        imports: Iterable[str] = (),
+        models: Iterable[str] = (),
+    ) -> Ended:
+        """Fork for a script (or pytest) in a tree, and wait for its end; it is killed after so many
+        seconds. The tree comes before everything else on the path.
+        """
+        root = tree.resolve()
+        # vLLM's records of models are of one tree; two trees would overwrite each other's.
+        cache = Path(environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
+        path = os.pathsep.join([str(root), str(ROOT / "scripts")])
+        number = next(self.numbers)
+        job: Job = {
+            "number": number,
+            "tree": str(root),
+            "environment": {**environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
+            "log": str(log.resolve()),
+            "imports": list(imports),
+            "models": list(models),
+            "script": str(script or ""),
+            "arguments": list(arguments),
+        }
         answers = self.answers[number] = queue.SimpleQueue()
         assert self.process.stdin is not None
         try:
             with self.writing:
-                self.process.stdin.write(json.dumps(job | {"number": number}) + "\n")
+                self.process.stdin.write(json.dumps(job) + "\n")
                 self.process.stdin.flush()
             started = answers.get()
             if "pid" in started:
@@ -93,10 +143,9 @@ class Warm:
                     return Ended(int(ended["status"]), log, ended["seconds"])
         except BrokenPipeError:
             pass
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"the process that stages are forked from has ended (log: {self.log})",
-            hint="the end of its log may say why: " + Ended(0, self.log).tail()[-300:],
+            "the end of its log may say why: " + Ended(0, self.log).tail()[-300:],
         )
 
     def close(self) -> None:
@@ -209,35 +258,6 @@ class Progress:
         self.over.set()
         if self.live:
             self.say("")
-
-
-def job(
-    tree: Path,
-    environment: Mapping[str, str],
-    log: Path,
-    *,
-    imports: Iterable[str] = (),
-    models: Iterable[str] = (),
-    script: Path | None = None,
-    arguments: Iterable[str] = (),
-    outcomes: Path | None = None,
-) -> Job:
-    """A job in a tree: the tree comes before everything else on the path."""
-    root = tree.resolve()
-    # vLLM's records of models are of one tree; two trees would overwrite each other's.
-    cache = Path(environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
-    path = os.pathsep.join([str(root), str(ROOT / "scripts")])
-    return {
-        "number": 0,
-        "tree": str(root),
-        "environment": {**environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
-        "log": str(log.resolve()),
-        "imports": list(imports),
-        "models": list(models),
-        "script": str(script or ""),
-        "arguments": list(arguments),
-        "outcomes": str(outcomes.resolve() if outcomes else ""),
-    }
 
 
 def start(

@@ -22,13 +22,13 @@ from typing import Any
 from series import engine, patches
 from series import env as environments
 from series.command import Command
-from series.config import ROOT, Base, Paths, parse_toml
-from series.errors import Exit, SeriesError
+from series.config import ROOT, Base, Paths, parse_toml, reading
+from series.errors import Exit
 from series.git import git
 from series.state import locked, write_atomic
 
 from . import evidence, outcomes
-from .runner import Ended, Progress, Warm, Worktrees, job, start
+from .runner import Ended, Progress, Warm, Worktrees, start
 
 # Each has an engine or two in its memory.
 MOST_JOBS = 4
@@ -94,8 +94,8 @@ class Plan:
     @classmethod
     def read(cls, file: Path, names: list[str] | None = None) -> Plan:
         """The plan; raise Exit.FAILED if it is not one for just these patches."""
-        try:
-            data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
+        with reading(file, "its head says what it holds", Exit.FAILED):
+            data = parse_toml(file.read_text(encoding="utf-8"))
             plan = cls(
                 file,
                 {str(k): str(v) for k, v in data.get("environment", {}).items()},
@@ -109,33 +109,25 @@ class Plan:
                 },
                 {"tests": [], "needs": {}, **data.get("transformers", {})},
             )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise SeriesError(
-                Exit.FAILED, f"{file} cannot be read: {error}", hint="its head says what it holds"
-            ) from error
         if names is None:
             return plan
         lacking = [n for n in names if n not in plan.patches or not plan.patches[n].all().tests]
         if lacking:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{file} has no tests for {', '.join(lacking)}",
-                hint=f"add [patch.{lacking[0]}] with imports and tests",
+                f"add [patch.{lacking[0]}] with imports and tests",
             )
         foreign = [n for n in plan.patches if n not in names]
         if foreign:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{file} has tests for {', '.join(foreign)}, which the series does not list",
-                hint="remove the table, or correct its name",
+                "remove the table, or correct its name",
             )
         tests = [test for stage in plan.stages() for test in stage.all().tests]
         twice = sorted({test for test in tests if tests.count(test) > 1})
         if twice:
-            raise SeriesError(
-                Exit.FAILED,
-                f"{file} names {twice[0]} twice",
-                hint="leave it with the first patch that brings it",
+            raise Exit.FAILED(
+                f"{file} names {twice[0]} twice", "leave it with the first patch that brings it"
             )
         return dataclasses.replace(plan, patches={n: plan.patches[n] for n in names})
 
@@ -191,11 +183,9 @@ def run(command: Command) -> Exit:
     names = patches.names(base)
     plan = Plan.read(Path(args.stages or base.tests_file), names)
     if args.patch and args.patch not in names:
-        raise SeriesError(
-            Exit.USAGE, f"no patch {args.patch!r} in {base.series_file}", hint="see make status"
-        )
+        raise Exit.USAGE(f"no patch {args.patch!r} in {base.series_file}", "see make status")
     if not environments.read_stamp(paths).get("checked"):
-        raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
+        raise Exit.BUILD("the environment is not built", "run make build")
     model = args.verb == "test-model"
     long = model and args.long
     with locked(paths.state / ".lock", args.wait):
@@ -238,7 +228,7 @@ def run(command: Command) -> Exit:
         f", tree {report['tree'][:12]}, {seconds:.0f} s"
     )
     if failed:
-        raise SeriesError(Exit.FAILED, f"failed: {', '.join(failed)}", hint="their output is above")
+        raise Exit.FAILED(f"failed: {', '.join(failed)}", "their output is above")
     return Exit.OK
 
 
@@ -254,10 +244,9 @@ def require_known_tests(plan: Plan, paths: Paths) -> None:
         if Path(name).match("test_*.py") and not {name, *map(str, Path(name).parents)} & named
     ]
     if unnamed:
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"no stage of {plan.file} runs {', '.join(unnamed)}",
-            hint="add them to the patch that brings them",
+            "add them to the patch that brings them",
         )
     table = plan.file.with_name("mutations.toml")
     if table.is_file():
@@ -278,10 +267,9 @@ def prepare(plan: Plan, paths: Paths, environment: dict[str, str]) -> None:
             command, cwd=ROOT / "scripts", env=environment, stdout=sys.stderr, check=False
         )
         if done.returncode:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{' '.join(command)} ended with {done.returncode}",
-                hint="its output is above; [prepare] of tests.toml names it",
+                "its output is above; [prepare] of tests.toml names it",
             )
 
 
@@ -377,24 +365,20 @@ class Runner:
         result = Result(
             stage.name, git(tree, "rev-parse", "--short=12", "HEAD^{tree}"), stage.count
         )
-        log, lines = (self.logs / f"{stage.name}.{kind}" for kind in ("log", "jsonl"))
-        self.progress.start(stage.name, lines)
-        arguments = ["-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        # The imports came first, so pytest meets its plugins' modules already loaded.
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        arguments += [fill(test, self.paths) for test in stage.tests]
-        work = job(
+        log = self.logs / f"{stage.name}.log"
+        self.progress.start(stage.name, log.with_suffix(".jsonl"))
+        ended = warm.pytest(
             tree,
             self.environment,
             log,
+            stage.seconds,
+            "-rs",
+            *(fill(test, self.paths) for test in stage.tests),
             imports=["vllm", *stage.imports],
             models=self.plan.warm["models"],
-            arguments=arguments,
-            outcomes=lines,
         )
-        ended = warm.run(work, stage.seconds)
         result.imports, result.cpu = ended.imported, ended.cpu
-        for name, number in outcomes.count(lines).items():
+        for name, number in outcomes.count(ended.outcomes).items():
             setattr(result, name, number)
         if ended.hung:
             result.problem = f"not done after {stage.seconds} s (seconds in tests.toml)"
@@ -417,14 +401,14 @@ class Runner:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
                 out = folder / f"{name}.json"
-                work = job(
+                ended = warm.run(
                     tree,
                     self.environment,
                     folder / f"{name}.log",
+                    one.seconds,
                     script=one.script,
                     arguments=[str(folder.resolve()), str(out.resolve())],
                 )
-                ended = warm.run(work, one.seconds)
                 if ended.hung:
                     result.problem = f"{name} the series: not done after {one.seconds} s"
                 elif ended.status:

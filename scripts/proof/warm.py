@@ -44,7 +44,6 @@ class Job(TypedDict):
     models: list[str]
     script: str
     arguments: list[str]
-    outcomes: str
 
 
 def descendants(pid: int) -> list[int]:
@@ -199,7 +198,7 @@ def run(job: Job) -> int:
 
     from proof.outcomes import Recorder
 
-    plugins: list[Any] = [Recorder(Path(job["outcomes"]))]
+    plugins: list[Any] = [Recorder(Path(job["log"]).with_suffix(".jsonl"))]
     return int(pytest.main(job["arguments"], plugins=plugins))
 
 

@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
     """One line for a wrong option, like for every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise SeriesError(Exit.USAGE, message, hint="see --help, or make help")
+        raise Exit.USAGE(message, "see --help, or make help")
 
 
 def overview() -> str:

@@ -3,9 +3,7 @@
 
 import argparse
 import difflib
-import io
 import re
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -13,9 +11,10 @@ from . import patches as files
 from .command import Command
 from .commits import apply_patches, copy_base, import_base
 from .config import ROOT, Base
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import attempt, first_line, git
 from .patches import Mail
+from .state import unpack
 
 # What range-diff says of two commits: `1:  0a1b ! 2:  2c3d subject`, `-` where there is none.
 _PAIR = re.compile(r" *(\d+|-): +\S+ ([=!<>]) +(\d+|-): ")
@@ -57,18 +56,15 @@ def run(command: Command) -> Exit:
 
 def _at(base: Base, rev: str, folder: Path) -> Base:
     """The base as it was at a commit of this repository, its files below `folder`."""
-    done = attempt(ROOT, "archive", "--format=tar", rev, f"patches/{base.name}")
+    archive = folder / "patches.tar"
+    done = attempt(ROOT, "archive", "-o", archive, rev, f"patches/{base.name}")
     if done.returncode:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"no patches/{base.name} at {rev!r} ({first_line(done.stderr)})",
-            hint="name a commit, tag or branch of this repository",
+            "name a commit, tag or branch of this repository",
         )
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as stream:
-        # Python before 3.10.12 and 3.11.4 has no filters.
-        stream.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-        stream.extractall(folder)
-    return Base.load(base.name, folder)
+    unpack(archive, folder / "then")
+    return Base.load(base.name, folder / "then")
 
 
 def changes(before: dict[str, bytes], after: dict[str, bytes], text: str) -> list[tuple[str, str]]:

@@ -4,17 +4,16 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from . import index, tools
 from .config import Base, Paths
-from .errors import Exit, SeriesError, hide
+from .errors import Exit, hide
 from .git import git
 from .state import digest, read_text, write_atomic
-from .steps import Steps
+from .steps import Steps, ask
 
 # Files of vLLM that an editable install reads; everything else is picked up from the tree as it is.
 _METADATA = ("setup.py", "pyproject.toml", "requirements", "README.md", "vllm/envs.py")
@@ -64,11 +63,10 @@ def interpreter(base: Base, wanted: str) -> str:
     if wanted:
         return wanted
     if sys.version_info[:2] not in base.python:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"this is Python {sys.version_info[0]}.{sys.version_info[1]}, "
             f"{base.package} {base.version} needs {base.python}",
-            hint="name another with PYTHON=",
+            "name another with PYTHON=",
         )
     # Not the tool's virtual environment itself: the engine's must survive it.
     return os.path.realpath(sys.executable)
@@ -106,9 +104,7 @@ def torch_index(url: str) -> str:
         return url
     folder = Path(url).expanduser().resolve()
     if not folder.is_dir():
-        raise SeriesError(
-            Exit.USAGE, f"TORCH_INDEX={url} is neither a URL nor a folder", hint="correct it"
-        )
+        raise Exit.USAGE(f"TORCH_INDEX={url} is neither a URL nor a folder", "correct it")
     return folder.as_uri()
 
 
@@ -150,14 +146,13 @@ def make(base: Base, paths: Paths, steps: Steps, device: str, wanted: str, torch
 def _read_lock(base: Base, lock: Path) -> str:
     """The text of a lock, which must have the torch of base.toml."""
     if not lock.is_file():
-        raise SeriesError(Exit.BUILD, f"{lock} is missing", hint="restore it with git checkout")
+        raise Exit.BUILD(f"{lock} is missing", "restore it with git checkout")
     text = read_text(lock, Exit.BUILD)
     found = version_of(text, "torch")
     if found != base.torch:
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"{lock} has torch {found}, base.toml says {base.torch}",
-            hint="renew the lock, or correct [build] torch",
+            "renew the lock, or correct [build] torch",
         )
     return text
 
@@ -206,19 +201,12 @@ def _install_torch(paths: Paths, steps: Steps, lock: str, torch: str) -> None:
 
 
 def _check_python(base: Base, paths: Paths) -> None:
-    done = subprocess.run(
-        [python(paths), "-c", "import sys; print(*sys.version_info[:2])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    version = tuple(map(int, done.stdout.split()))
-    if version not in base.python:
-        raise SeriesError(
-            Exit.USAGE,
-            f"the environment's Python is {version[0]}.{version[1]}, "
+    said = ask(python(paths), "-c", "import sys; print(*sys.version_info[:2])").split()
+    if tuple(map(int, said)) not in base.python:
+        raise Exit.USAGE(
+            f"the environment's Python is {'.'.join(said)}, "
             f"{base.package} {base.version} needs {base.python}",
-            hint="name another with PYTHON=",
+            "name another with PYTHON=",
         )
 
 
@@ -226,9 +214,7 @@ def torch_version(paths: Paths) -> str:
     """The version of the torch that is installed, with its local part."""
     for folder in paths.env.glob("lib/python3*/site-packages/torch-*.dist-info"):
         return folder.name.removeprefix("torch-").removesuffix(".dist-info")
-    raise SeriesError(
-        Exit.BUILD, f"{paths.env} has no torch", hint=f"remove {paths.env} and run it again"
-    )
+    raise Exit.BUILD(f"{paths.env} has no torch", f"remove {paths.env} and run it again")
 
 
 # ---- vLLM itself ----

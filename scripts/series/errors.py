@@ -21,6 +21,10 @@ class Exit(enum.IntEnum):
     INTERRUPTED = 130
     PIPE = 141  # the reader of the output went away
 
+    def __call__(self, what: str, hint: str = "") -> "SeriesError":
+        """The error that ends a command with this status: `raise Exit.USAGE(what, what to do)`."""
+        return SeriesError(self, what, hint=hint)
+
 
 class SeriesError(Exception):
     """Something the user can act on; printed as one line `error: what (where): what to do next`."""

@@ -18,7 +18,8 @@ from typing import Any
 
 from . import tools
 from .config import Paths, parse_toml
-from .errors import Exit, SeriesError, hide
+from .errors import Exit, hide
+from .steps import ask
 
 # pip's setting -> uv's variable
 _FROM_PIP = {
@@ -43,18 +44,11 @@ class Offer:
 @functools.lru_cache(maxsize=1)
 def pip_settings(python: Path) -> dict[str, str]:
     """pip's own configuration (files and PIP_* variables), without section names."""
-    done = subprocess.run(
-        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    listed = ask(python, "-m", "pip", "config", "list")
     found: dict[str, str] = {}
-    rank = {"global": 0, "install": 1, ":env:": 2}
-    rows = []
-    for line in done.stdout.splitlines():
-        match = re.match(r"(global|install|:env:)\.([a-z-]+)=(.*)$", line)
-        if match:
-            rows.append((rank[match[1]], match[2], str(ast.literal_eval(match[3]))))
-    for _, key, value in sorted(rows):
-        found[key] = value
+    for section in ("global", "install", ":env:"):  # the later ones win
+        for key, value in re.findall(rf"^{section}\.([a-z-]+)=(.*)$", listed, re.M):
+            found[key] = str(ast.literal_eval(value))
     return found
 
 
@@ -95,10 +89,9 @@ def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[st
     )
     if done.returncode:
         reason = " ".join(hide(done.stderr).split())[-300:]
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"the package index does not give {package} {version} ({reason})",
-            hint="check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
+            "check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
         )
     found: dict[str, Offer] = {}
     for row in parse_toml(done.stdout)["packages"]:

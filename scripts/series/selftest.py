@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import index, tools
 from .command import Command
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import git
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,9 +76,7 @@ def run(command: Command) -> Exit:
         )
         command.report[module] = done.returncode
         if done.returncode:
-            raise SeriesError(
-                Exit.FAILED, f"{module} found something wrong", hint="its output is above"
-            )
+            raise Exit.FAILED(f"{module} found something wrong", "its output is above")
     return Exit.OK
 
 

@@ -5,14 +5,17 @@ import argparse
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
-from . import check as checks
 from . import export as exports
-from . import settings, tree
+from . import patches as files
+from . import releases, settings, tree
 from .command import Command
-from .config import Paths
-from .errors import Exit, SeriesError
-from .lint import lint
+from .commits import build, compare_lock
+from .config import ROOT, Paths
+from .errors import Exit
+from .lint import Finding, lint
+from .patches import Locked
 from .state import locked
 
 
@@ -109,20 +112,37 @@ def check(command: Command) -> Exit:
     if not found and not command.args.lint:
         # Not the lock of the work tree, which it does not touch.
         with command.lock(".check.lock"):
-            command.report = checks.check_series(command.base, command.paths, command.fetch)
-        found = checks.check_trailers(command)
-    found = found or checks.check_index()
+            command.report = _check_series(command)
+        for source in releases.trees(command):
+            found += releases.findings(releases.judge(command.base, source))
+    index = ROOT / "patches/README.md"
+    if not found and not (index.is_file() and index.read_bytes() == files.index(ROOT).encode()):
+        found = [Finding("index", "patches/README.md", "run make export, which writes it")]
     command.report["findings"] = [vars(finding) for finding in found]
     for finding in found:
         command.say(str(finding))
     if found:
-        raise SeriesError(
-            Exit.FAILED,
-            f"{len(found)} rules of {command.base.folder} are broken",
-            hint="see the lines above",
+        raise Exit.FAILED(
+            f"{len(found)} rules of {command.base.folder} are broken", "see the lines above"
         )
     command.say("check passed" if not command.args.lint else "lint passed")
     return Exit.OK
+
+
+def _check_series(command: Command) -> dict[str, Any]:
+    """Apply the series exactly to a scratch tree and compare it with series.lock.
+
+    Applying includes the round trip: the exported commits equal the files byte for byte.
+    """
+    base, scratch = command.base, command.paths.state / ".check"
+    if Locked.read(base) is None:
+        raise Exit.LOCK(f"{base.lock_file} is missing", "run make apply export and commit it")
+    try:
+        built = build(base, command.fetch(), scratch, files.read(base))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    compare_lock(base, built)
+    return {"patches": list(built.patches), "base_tree": built.base}
 
 
 def clean(command: Command) -> Exit:
@@ -143,9 +163,7 @@ def distclean(command: Command) -> Exit:
         command.say("nothing to do")
         return Exit.OK
     if not (build / "CACHEDIR.TAG").is_file():
-        raise SeriesError(
-            Exit.USAGE, f"{build} does not belong to this tool", hint="remove it yourself"
-        )
+        raise Exit.USAGE(f"{build} does not belong to this tool", "remove it yourself")
     with contextlib.ExitStack() as locks:
         held = {*build.glob(".*lock"), *build.glob("*/.*lock")}
         held |= {folder.parent / ".lock" for folder in build.glob("*/vllm")}

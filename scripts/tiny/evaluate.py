@@ -17,7 +17,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from series import engine
 
@@ -29,8 +29,7 @@ EXTRA = 8
 MAX_DRAFTS = 3
 
 
-@dataclass
-class Answer:
+class Answer(NamedTuple):
     """An answer in tokens, and some tokens after its end."""
 
     prompt_ids: list[int]
@@ -65,20 +64,23 @@ def to_request(question: task.Question) -> dict[str, Any]:
     return {"prompt": question.prompt(), "multi_modal_data": data}
 
 
-def ask(llm: Any, questions: list[task.Question]) -> list[Answer]:
-    """Greedy answers, `EXTRA` tokens longer than the right ones."""
+def ask(
+    llm: Any,
+    questions: list[task.Question],
+    *,
+    lora: Any = None,
+    ignore_eos: bool = True,
+    limits: Any = None,
+) -> list[Answer]:
+    """Greedy answers, at most `EXTRA` tokens longer than the right ones."""
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()
-    sampling = [
-        SamplingParams(
-            temperature=0,
-            ignore_eos=True,
-            max_tokens=len(tokenizer.encode(question.completion)) + 1 + EXTRA,
-        )
-        for question in questions
-    ]
-    outputs = llm.generate([to_request(q) for q in questions], sampling, use_tqdm=False)
+    lengths = [len(tokenizer.encode(question.completion)) + 1 + EXTRA for question in questions]
+    given = {"temperature": 0, "ignore_eos": ignore_eos, "structured_outputs": limits}
+    params = [SamplingParams(max_tokens=length, **given) for length in lengths]
+    requests = [to_request(question) for question in questions]
+    outputs = llm.generate(requests, params, use_tqdm=False, lora_request=lora)
     return [Answer(out.prompt_token_ids, list(out.outputs[0].token_ids)) for out in outputs]
 
 

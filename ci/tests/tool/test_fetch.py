@@ -343,11 +343,11 @@ def test_wheel_is_verified_like_the_archive(master: Project, tmp_path: Path) -> 
     base = Base.load("v1", master.root)
     paths = Paths(tmp_path, "v1")
     assert base.wheel is not None
-    found = fetch.fetch_wheel(base, paths, sources=master.sources)
+    found = fetch.fetch(base, base.wheel, paths, master.sources)
     assert digest(found) == base.wheel.sha256
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / base.wheel.name).write_bytes(b"other")
     found.unlink()
     with pytest.raises(SeriesError, match="has sha256"):
-        fetch.fetch_wheel(base, paths, sources=tmp_path / "bad")
+        fetch.fetch(base, base.wheel, paths, tmp_path / "bad")
     assert list(paths.downloads.iterdir()) == []

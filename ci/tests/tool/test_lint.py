@@ -9,11 +9,11 @@ import pytest
 from conftest import REPO, Project
 from series.config import Base
 from series.errors import Exit
-from series.lint import PATCH_RULES, SERIES_RULES, lint, rule_id
+from series.lint import PATCH_RULES, SERIES_RULES, lint
 from series.patches import Mail
 
 TEMPLATE = (REPO / "ci/tests/fixtures/lint/add-a-thing.patch").read_text()
-RULES = [*map(rule_id, SERIES_RULES), *map(rule_id, PATCH_RULES)]
+RULES = [*SERIES_RULES, *PATCH_RULES]
 Files = dict[str, str]
 
 
