@@ -5,6 +5,7 @@
 ci/tests/engine/test_serving_page.py compares the counts with transformers' model.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from .dims import HEAD_DIM, LAYERS, PATTERN, TEXT_CONFIG, VISION_CONFIG
@@ -97,7 +98,7 @@ def kv_bytes(tokens: int, in_flight: int = 8192, draft: bool = False, bits: floa
     return held * of_layer * (65 / 64 if draft else 1)
 
 
-def table(columns: list[str], rows: dict[str, tuple[float, ...]], digits: int) -> str:
+def table(columns: list[str], rows: Mapping[str, tuple[float, ...]], digits: int) -> str:
     """Names, and bytes in GiB."""
     lines = [columns, ["---"] * len(columns)]
     lines += [[name, *(f"{size / GIB:.{digits}f}" for size in row)] for name, row in rows.items()]

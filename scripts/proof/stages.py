@@ -96,18 +96,22 @@ class Plan:
         """The plan; raise Exit.FAILED if it is not one for just these patches."""
         with reading(file, "its head says what it holds", Exit.FAILED):
             data = parse_toml(file.read_text(encoding="utf-8"))
+            tables = {
+                kind: {n: Stage(n, **table) for n, table in data.get(kind, {}).items()}
+                for kind in ("patch", "whole")
+            }
             plan = cls(
-                file,
-                {str(k): str(v) for k, v in data.get("environment", {}).items()},
-                [str(a) for a in data.get("prepare", {}).get("arguments", [])],
-                {"libraries": [], "tree": [], "models": [], **data.get("warm", {})},
-                {n: Stage(n, **table) for n, table in data.get("patch", {}).items()},
-                {n: Stage(n, **table) for n, table in data.get("whole", {}).items()},
-                {
+                file=file,
+                environment=data.get("environment", {}),
+                prepare=data.get("prepare", {}).get("arguments", []),
+                warm={"libraries": [], "tree": [], "models": [], **data.get("warm", {})},
+                patches=tables["patch"],
+                whole=tables["whole"],
+                compare={
                     n: Comparison(n, ROOT / table.pop("script"), **table)
                     for n, table in data.get("compare", {}).items()
                 },
-                {"tests": [], "needs": {}, **data.get("transformers", {})},
+                transformers={"tests": [], "needs": {}, **data.get("transformers", {})},
             )
         if names is None:
             return plan
@@ -156,14 +160,6 @@ class Result:
         # The locked environment has all that the tests need: a skipped one hides something.
         return self.imports and not self.problem and not self.failed and not self.skipped
 
-    def judge(self) -> None:
-        """Hold the number of tests against the pinned one."""
-        if self.imports and not self.problem and self.ran != self.count:
-            self.problem = (
-                f"{self.ran} tests ran, tests.toml says {self.count}; if the change is meant, "
-                f"write count = {self.ran} (or use --write-counts)"
-            )
-
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `test-model` and `test-each`."""
@@ -193,19 +189,16 @@ def run(command: Command) -> Exit:
         require_known_tests(plan, paths)
         begin = time.monotonic()
         runner = Runner(base, paths, plan, f"{args.verb}{'-long' if long else ''}", args)
-        if model:
-            stages = plan.stages()
-            compare = list(plan.compare.values())
-            if args.patch:
-                stages, compare = [plan.patches[args.patch].all()], []
-            else:
-                stages = [stage.long() for stage in stages] if long else stages
-                stages = [stage for stage in stages if stage.tests]
-                compare = [one for one in compare if one.long == long]
-            results = runner.model(stages, compare, dict(zip(names, commits, strict=True)))
+        of_patch = dict(zip(names, commits, strict=True))
+        if not model:
+            chosen = [args.patch] if args.patch else names
+            results = runner.each([(plan.patches[n].all(), of_patch[n]) for n in chosen])
+        elif args.patch:
+            results = runner.model([plan.patches[args.patch].all()], [], of_patch)
         else:
-            after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
-            results = runner.each([(plan.patches[n].all(), commit) for n, commit in after])
+            stages = [stage.long() if long else stage for stage in plan.stages()]
+            compare = [one for one in plan.compare.values() if one.long == long]
+            results = runner.model([s for s in stages if s.tests], compare, of_patch)
         # Still the same tree? A run lasts minutes, and the work tree is the user's.
         evidence.require_tree(base, paths)
         seconds = time.monotonic() - begin
@@ -301,15 +294,13 @@ class Runner:
                 warm = self._warm(stack, modules, tree)
             if compare:
                 other = self._warm(stack, libraries, None)
-            return self._all(
-                {
-                    **{s.name: functools.partial(self._stage, warm, s, tree) for s in stages},
-                    **{
-                        c.name: functools.partial(self._compare, other, c, commits.get(c.needs))
-                        for c in compare
-                    },
-                }
-            )
+            runs: dict[str, Callable[[], Result]] = {
+                s.name: functools.partial(self._stage, warm, s, tree) for s in stages
+            }
+            for one in compare:
+                needed = commits.get(one.needs)
+                runs[one.name] = functools.partial(self._compare, other, one, needed)
+            return self._all(runs)
 
     def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
         """Every stage on the tree after its patch, in a git worktree of its own."""
@@ -350,7 +341,11 @@ class Runner:
 
     def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:
         """Say how a stage ended, with the end of the log of one that failed."""
-        result.judge()
+        if result.imports and not result.problem and result.ran != result.count:
+            result.problem = (
+                f"{result.ran} tests ran, tests.toml says {result.count}; if the change is meant, "
+                f"write count = {result.ran} (or use --write-counts)"
+            )
         result.seconds = round(time.monotonic() - begin, 1)
         if result.ok:
             verdict = f"{result.ran} tests, {result.seconds:.0f} s (tree {result.tree})"
@@ -421,13 +416,8 @@ class Runner:
                 if result.problem:
                     return self._end(result, begin, [ended])
         result.imports = True
-        different = []
-        for model, expected in answers[0].items():
-            if answers[1].get(model) == expected:
-                result.passed += 1
-            else:
-                result.failed += 1
-                different.append(model)
+        different = [m for m, given in answers[0].items() if answers[1].get(m) != given]
+        result.passed, result.failed = len(answers[0]) - len(different), len(different)
         if different:
             result.problem = f"different: {', '.join(different)}; see {folder}"
         return self._end(result, begin, [])
@@ -436,12 +426,15 @@ class Runner:
 def table(results: list[Result], command: Command) -> None:
     """One line a stage."""
     width = max((len(result.name) for result in results), default=5)
-    head = ("tree", "import", "passed", "failed", "skipped", "seconds")
-    command.say(" ".join([f"{'stage':{width}}  {head[0]:12}", *(f"{h:>7}" for h in head[1:])]))
+
+    def line(name: str, tree: str, *cells: object) -> str:
+        return " ".join([f"{name:{width}}  {tree:12}", *(f"{cell:>7}" for cell in cells)])
+
+    command.say(line("stage", "tree", "import", "passed", "failed", "skipped", "seconds"))
     for r in results:
-        cells = ("ok" if r.imports else "FAILS", r.passed, r.failed, r.skipped, f"{r.seconds:.0f}")
-        row = [f"{r.name:{width}}  {r.tree:12}", *(f"{cell:>7}" for cell in cells)]
-        command.say(" ".join(row) + ("" if r.ok else "  FAILED"))
+        imports, seconds = "ok" if r.imports else "FAILS", f"{r.seconds:.0f}"
+        row = line(r.name, r.tree, imports, r.passed, r.failed, r.skipped, seconds)
+        command.say(row + ("" if r.ok else "  FAILED"))
 
 
 def write_counts(plan: Plan, results: list[Result], *, long: bool) -> None:

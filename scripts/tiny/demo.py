@@ -60,9 +60,7 @@ def show(image: Any, width: int = 56) -> None:
 
 def describe_drafts(llm: Any) -> str:
     """How many drafts were accepted, from the engine's own counters."""
-    values = {metric.name: metric for metric in llm.get_metrics()}
-    verified = values["vllm:spec_decode_num_drafts"].value
-    accepted = values["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    verified, accepted = engine.count_drafts(llm)
     places = ", ".join(f"{count} of {verified}" for count in accepted)
     return f"{places}; {1 + sum(accepted) / max(verified, 1):.2f} tokens a step"
 
@@ -76,11 +74,9 @@ def ask_engine(model: str, prompt: str, image: Any, tokens: int, options: dict[s
     request = {"prompt": prompt, "multi_modal_data": {"image": image}}
     (output,) = llm.generate([request], sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
-    answer = output.outputs[0]
-    ids = list(answer.token_ids)
-    logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
+    answer = engine.answer_of(output)
     drafts = describe_drafts(llm) if "speculative_config" in options else ""
-    return Run("vLLM with the series", output.prompt_token_ids, ids, logprobs, seconds, drafts)
+    return Run("vLLM with the series", **answer, seconds=seconds, drafts=drafts)
 
 
 def ask_transformers(model: Any, processor: Any, prompt: str, image: Any, tokens: int) -> Run:
@@ -142,9 +138,9 @@ def print_table(runs: list[Run], image_token_id: int) -> None:
         )
 
 
-def compare(engine: Run, reference: Run) -> bool:
-    same = engine.prompt == reference.prompt and engine.tokens == reference.tokens
-    difference = max(abs(a - b) for a, b in zip(engine.logprobs, reference.logprobs, strict=False))
+def compare(ours: Run, reference: Run) -> bool:
+    same = ours.prompt == reference.prompt and ours.tokens == reference.tokens
+    difference = max(abs(a - b) for a, b in zip(ours.logprobs, reference.logprobs, strict=False))
     print(
         f"tokens equal: {'yes' if same else 'NO'}   largest difference in logprob: {difference:.1e}"
     )

@@ -104,17 +104,22 @@ class Report:
     each place."""
 
     @property
-    def exact_match(self) -> float:
+    def shares(self) -> dict[str, tuple[float, int]]:
+        """Share of right answers and their number, by kind and of all."""
         everything = [x for part in self.right.values() for x in part]
-        return sum(everything) / len(everything)
+        parts = self.right | {"all": everything}
+        return {kind: (sum(part) / len(part), len(part)) for kind, part in parts.items()}
+
+    @property
+    def exact_match(self) -> float:
+        return self.shares["all"][0]
 
     def to_json(self) -> dict[str, Any]:
+        shares = {kind: round(share, 4) for kind, (share, _) in self.shares.items()}
         return {
-            "questions": sum(map(len, self.right.values())),
-            "exact_match": round(self.exact_match, 4),
-            "exact_match_by_kind": {
-                kind: round(sum(part) / len(part), 4) for kind, part in self.right.items()
-            },
+            "questions": self.shares["all"][1],
+            "exact_match": shares.pop("all"),
+            "exact_match_by_kind": shares,
             "transformers_disagrees": len(self.disagreements),
             "acceptance": {
                 str(k): {
@@ -160,10 +165,8 @@ def compare(reference: Any, questions: list[task.Question], answers: list[Answer
 
 
 def print_report(report: Report) -> None:
-    for kind, part in report.right.items():
-        print(f"{kind:12}{100 * sum(part) / len(part):7.2f} %  of {len(part)}")
-    count = sum(map(len, report.right.values()))
-    print(f"{'all':12}{100 * report.exact_match:7.2f} %  of {count}")
+    for kind, (share, count) in report.shares.items():
+        print(f"{kind:12}{100 * share:7.2f} %  of {count}")
     print(f"transformers answers otherwise: {len(report.disagreements)} of {count}")
     print("\ndrafts  verified  accepted at each place        tokens a step")
     for k, (verified, accepted) in report.acceptance.items():

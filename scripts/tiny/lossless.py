@@ -104,9 +104,7 @@ def run(name: str, number: int, folder: Path) -> None:
     ]
     result: dict[str, Any] = {"rounds": rounds, "seconds": time.perf_counter() - started}
     if name in COMBINATIONS:
-        metrics = {metric.name: metric for metric in llm.get_metrics()}
-        result["drafts"] = metrics["vllm:spec_decode_num_drafts"].value
-        result["accepted"] = metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+        result["drafts"], result["accepted"] = engine.count_drafts(llm)
     (folder / f"{name}.json").write_text(json.dumps(result))
     llm.llm_engine.engine_core.shutdown()
 

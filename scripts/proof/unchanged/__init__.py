@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from series import engine
+
 
 def generate(folder: Path, requests: list[Any], num_tokens: int, **options: Any) -> list[Any]:
     """Prompt ids, greedy tokens and their logprobs for each request, in float32."""
@@ -22,15 +24,7 @@ def generate(folder: Path, requests: list[Any], num_tokens: int, **options: Any)
         model=str(folder), dtype="float32", enforce_eager=True, max_model_len=512, seed=0, **options
     )
     sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
-    return list(map(answer_of, llm.generate(requests, sampling, use_tqdm=False)))
-
-
-def answer_of(output: Any) -> dict[str, Any]:
-    """One request's prompt ids, tokens and logprobs."""
-    (answer,) = output.outputs
-    ids = list(answer.token_ids)
-    logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
-    return {"prompt": output.prompt_token_ids, "tokens": ids, "logprobs": logprobs}
+    return list(map(engine.answer_of, llm.generate(requests, sampling, use_tqdm=False)))
 
 
 def main(make: Callable[[Path], None], models: dict[str, Callable[[Path], Any]]) -> None:

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from proof.unchanged import answer_of, main
+from proof.unchanged import main
+from series import engine
 
 Tensors = dict[str, torch.Tensor]
 NUM_TOKENS, NUM_DRAFTS = 32, 3
@@ -225,13 +226,11 @@ def run(target: Path, method: str, head: Path | None = None) -> dict[str, Any]:
 
     with mock.patch.object(SpecDecodeBaseProposer, "_greedy_sample", sampled):
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    metrics = {metric.name: metric for metric in llm.get_metrics()}
-    drafts = metrics["vllm:spec_decode_num_drafts"].value
-    accepted = metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    drafts, accepted = engine.count_drafts(llm)
     print(f"{method}: {accepted} of {drafts} drafts accepted")
     if not proposed or not 0 < min(accepted) <= max(accepted) < drafts:
         raise SystemExit(f"{method}: too few or too many drafts accepted to compare them")
-    answers = list(map(answer_of, outputs))
+    answers = list(map(engine.answer_of, outputs))
     return {"answers": answers, "proposed": proposed, "drafts": drafts, "accepted": accepted}
 
 
