@@ -109,8 +109,8 @@ class Known:
 class Trial:
     """Runs tests in worktrees, with and without an error."""
 
-    def __init__(self, warm: Warm, environment: dict[str, str], logs: Path, tree_id: str) -> None:
-        self.warm, self.environment, self.logs, self.tree_id = warm, environment, logs, tree_id
+    def __init__(self, warm: Warm, logs: Path, tree_id: str) -> None:
+        self.warm, self.logs, self.tree_id = warm, logs, tree_id
         self.seconds = itertools.count(1)
         self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
@@ -124,7 +124,7 @@ class Trial:
 
     def pytest(self, tree: Path, name: str, tests: Iterable[str]) -> Ended:
         log = self.logs / f"{name}.log"
-        return self.warm.pytest(tree, self.environment, log, SECONDS_PER_TEST, "-x", *tests)
+        return self.warm.run(tree, log, SECONDS_PER_TEST, "-x", *tests, imports=["vllm"])
 
     def without(self, mutations: list[Mutation]) -> list[str]:
         """Run the tests of one file without an error; the files of tests/ that they import."""
@@ -243,7 +243,7 @@ def plant(
     with contextlib.ExitStack() as stack:
         warm = start(paths, plan.warm["libraries"], environment, logs, None)
         stack.callback(warm.close)
-        trial = Trial(warm, environment, logs, evidence.tree_of(base))
+        trial = Trial(warm, logs, evidence.tree_of(base))
         worktrees = Worktrees(paths)
         stack.callback(worktrees.close)
         for _ in range(jobs):

@@ -53,14 +53,16 @@ class Ended(NamedTuple):
 class Warm:
     """The process to fork from; `modules` are what it imports first."""
 
-    def __init__(self, python: Path, modules: Iterable[str], env: Mapping[str, str], log: Path):
-        self.log = log
+    def __init__(
+        self, python: Path, modules: Iterable[str], environment: Mapping[str, str], log: Path
+    ) -> None:
+        self.environment, self.log = environment, log
         self.numbers = itertools.count()
         self.answers: dict[int, queue.SimpleQueue[dict[str, float]]] = {}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [str(python), str(Path(__file__).with_name("warm.py")), *modules],
-                env=dict(env),
+                env=dict(environment),
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -78,48 +80,34 @@ class Warm:
         for waiting in list(self.answers.values()):
             waiting.put({})  # it has ended
 
-    def pytest(
-        self,
-        tree: Path,
-        environment: Mapping[str, str],
-        log: Path,
-        seconds: float,
-        *arguments: str,
-        imports: Iterable[str] = ("vllm",),
-        models: Iterable[str] = (),
-    ) -> Ended:
-        """Run pytest in a tree."""
-        options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        # The imports came first, so pytest meets its plugins' modules already loaded.
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments]
-        return self.run(
-            tree, environment, log, seconds, arguments=options, imports=imports, models=models
-        )
-
     def run(
         self,
         tree: Path,
-        environment: Mapping[str, str],
         log: Path,
         seconds: float,
-        *,
+        *arguments: str,
         script: Path | None = None,
-        arguments: Iterable[str] = (),
         imports: Iterable[str] = (),
         models: Iterable[str] = (),
     ) -> Ended:
-        """Fork for a script (or pytest) in a tree, and wait for its end; it is killed after so many
-        seconds. The tree comes before everything else on the path.
+        """Fork for pytest or a script in a tree, and wait; after so many seconds it is killed.
+
+        The tree comes before everything else on the path.
         """
         root = tree.resolve()
+        if script is None:
+            options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(root)]
+            # The imports came first, so pytest meets its plugins' modules already loaded.
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+            arguments = (*options, *arguments)
         # vLLM's records of models are of one tree; two trees would overwrite each other's.
-        cache = Path(environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
+        cache = Path(self.environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
         path = os.pathsep.join([str(root), str(ROOT / "scripts")])
         number = next(self.numbers)
         job: Job = {
             "number": number,
             "tree": str(root),
-            "environment": {**environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
+            "environment": {**self.environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
             "log": str(log.resolve()),
             "imports": list(imports),
             "models": list(models),
@@ -268,6 +256,6 @@ def start(
     tree: Path | None,
 ) -> Warm:
     """A process to fork from; without a `tree` it has nothing of vLLM's on its path."""
-    path = [str(tree.resolve())] if tree else []
-    given = {**environment, "PYTHONPATH": os.pathsep.join([*path, str(ROOT / "scripts")])}
+    path = os.pathsep.join([*([str(tree.resolve())] if tree else []), str(ROOT / "scripts")])
+    given = {**environment, "PYTHONPATH": path}
     return Warm(environments.python(paths), modules, given, logs / "imports.log")

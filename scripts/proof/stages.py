@@ -362,9 +362,8 @@ class Runner:
         )
         log = self.logs / f"{stage.name}.log"
         self.progress.start(stage.name, log.with_suffix(".jsonl"))
-        ended = warm.pytest(
+        ended = warm.run(
             tree,
-            self.environment,
             log,
             stage.seconds,
             "-rs",
@@ -396,14 +395,8 @@ class Runner:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
                 out = folder / f"{name}.json"
-                ended = warm.run(
-                    tree,
-                    self.environment,
-                    folder / f"{name}.log",
-                    one.seconds,
-                    script=one.script,
-                    arguments=[str(folder.resolve()), str(out.resolve())],
-                )
+                log, places = folder / f"{name}.log", (str(folder.resolve()), str(out.resolve()))
+                ended = warm.run(tree, log, one.seconds, *places, script=one.script)
                 if ended.hung:
                     result.problem = f"{name} the series: not done after {one.seconds} s"
                 elif ended.status:

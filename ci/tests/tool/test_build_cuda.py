@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import failing, program
 from series import cuda
 from series.errors import Exit, SeriesError
 
@@ -44,9 +45,8 @@ def test_a_changed_or_unlisted_member_is_refused(tmp_path: Path) -> None:
     unlisted = {**FILES, "vllm/extra.so": b"x"}
     for files in (changed, unlisted):
         make_wheel(wheel, FILES, files)
-        with pytest.raises(SeriesError, match="RECORD lists") as caught:
+        with failing(Exit.SOURCE, "RECORD lists"):
             cuda.unpack(wheel, tmp_path / "out", set())
-        assert caught.value.code is Exit.SOURCE
 
 
 def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
@@ -56,9 +56,8 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
     data[data.index(b"\x7fELF") + 100] ^= 1
     for damaged in (bytes(data), b"no zip at all"):
         wheel.write_bytes(damaged)
-        with pytest.raises(SeriesError, match="cannot be read") as caught:
+        with failing(Exit.SOURCE, "cannot be read"):
             cuda.unpack(wheel, tmp_path / "out", set())
-        assert caught.value.code is Exit.SOURCE
 
 
 @pytest.mark.parametrize(
@@ -76,9 +75,8 @@ def test_architectures(wanted: str, result: str) -> None:
 
 def test_wrong_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in ("sm_90", "90", "9.0;hopper"):
-        with pytest.raises(SeriesError, match="CUDA_ARCHS") as caught:
+        with failing(Exit.USAGE, "CUDA_ARCHS"):
             cuda.architectures(wanted)
-        assert caught.value.code is Exit.USAGE
     monkeypatch.setattr(cuda, "_nvidia_smi", lambda _: [])
     with pytest.raises(SeriesError, match="no GPU"):
         cuda.architectures("")
@@ -90,13 +88,9 @@ def test_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(SeriesError, match="no CUDA compiler"):
         cuda.toolkit("12.8")
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.1'\n")
-    nvcc.chmod(0o755)
-    with pytest.raises(SeriesError, match=r"is CUDA 13\.0, torch is built with 12\.8") as caught:
+    program(tmp_path / "bin/nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.1'")
+    with failing(Exit.BUILD, r"is CUDA 13\.0, torch is built with 12\.8"):
         cuda.toolkit("12.8")
-    assert caught.value.code is Exit.BUILD
     assert cuda.toolkit("13.2") == tmp_path
 
 
@@ -107,9 +101,8 @@ def test_parts_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     variables = [variable for _, variable in cuda.PARTS.values()]
     for variable in variables:
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(SeriesError) as caught:
+    with failing(Exit.SOURCE) as caught:
         cuda.check_parts(tmp_path)
-    assert caught.value.code is Exit.SOURCE
     assert all(variable in str(caught.value) for variable in variables)
     for variable in variables:
         monkeypatch.setenv(variable, str(tmp_path))

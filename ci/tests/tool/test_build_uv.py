@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import failing
 from series import env as environments
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
@@ -77,9 +78,8 @@ def test_torch_comes_from_its_index(make: Paths, tmp_path: Path) -> None:
 
 
 def test_torch_index_without_torch(make: Paths, tmp_path: Path) -> None:
-    with pytest.raises(SeriesError, match="TORCH_INDEX must offer") as caught:
+    with failing(Exit.BUILD, "TORCH_INDEX must offer"):
         run(make, (tmp_path / "index").as_uri())
-    assert caught.value.code is Exit.BUILD
 
 
 def test_a_file_with_another_hash_is_refused(make: Paths, tmp_path: Path) -> None:

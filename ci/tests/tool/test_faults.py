@@ -2,15 +2,13 @@
 """Each bad input: one clear line, its documented exit code, nothing touched."""
 
 import fcntl
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import NAMES, REPO, Project, git, make_sdist, message, one_line
+from conftest import NAMES, REPO, Project, git, make_sdist, message, one_line, other_git
 from series.errors import Exit
 
 
@@ -319,12 +317,8 @@ def test_two_checks_do_not_share_a_scratch_tree(project: Project) -> None:
 
 
 def test_fast_import_says_itself_why_it_died(fresh: Project, tmp_path: Path) -> None:
-    (tmp_path / "git").write_text(
-        '#!/bin/sh\ncase "$*" in *fast-import*) echo "fatal: no space left" >&2; exit 1;; esac\n'
-        f'exec {shutil.which("git")} "$@"\n'
-    )
-    (tmp_path / "git").chmod(0o755)
-    done = fresh.run("apply", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    path = other_git(tmp_path, '*fast-import*) echo "fatal: no space left" >&2; exit 1')
+    done = fresh.run("apply", env={"PATH": path})
     assert done.returncode == Exit.SOURCE
     assert "(fatal: no space left)" in one_line(done.stderr)
 

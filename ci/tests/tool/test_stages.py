@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from conftest import failing, git
 from proof import evidence, runner, stages
 from series import env as environments
 from series import tree as trees
 from series.errors import Exit, SeriesError
 from series.state import Record
-from toy import NAMES, PASSING, SCRIPT, Toy, comparing, git, passing, toy, warm
+from toy import NAMES, PASSING, SCRIPT, Toy, comparing, passing, toy, warm
 
 __all__ = ["comparing", "passing", "toy", "warm"]
 
@@ -153,9 +154,8 @@ def test_a_report_of_another_tree_is_refused(passing: Toy) -> None:
     file = passing.paths.state / "logs/test-model/run.json"
     evidence.read(file, passing.base, command="make test-model")
     passing.amend({"vllm/more.py": ""})
-    with pytest.raises(SeriesError, match="run make test-model") as caught:
+    with failing(Exit.LOCK, "run make test-model"):
         evidence.read(file, passing.base, command="make test-model")
-    assert caught.value.code is Exit.LOCK
 
 
 # ---- comparisons without and with the series ----
