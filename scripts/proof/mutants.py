@@ -274,34 +274,31 @@ def page(bases: list[Base]) -> str:
         file = data_file(base.name)
         data = evidence.read_any(file, base)
         mutations = read_table(base.folder / "mutations.toml")
-        names = [entry["name"] for entry in data["outcomes"]]
-        if names != [mutation.name for mutation in mutations]:
-            odd = sorted(set(names) ^ {mutation.name for mutation in mutations})
-            raise Exit.FAILED(
-                f"{file} is not of mutations.toml: {', '.join(odd) or 'another order'}",
-                "run make mutate",
-            )
-        caught = [entry for entry in data["outcomes"] if entry["by"] != "nothing"]
+        rows, names = data["outcomes"], [mutation.name for mutation in mutations]
+        found = [entry["name"] for entry in rows]
+        if found != names:
+            odd = ", ".join(sorted(set(found) ^ set(names))) or "another order"
+            raise Exit.FAILED(f"{file} is not of mutations.toml: {odd}", "run make mutate")
+        caught = [entry for entry in rows if entry["by"] != "nothing"]
         hangs = sum(entry["by"] == "hang" for entry in caught)
-        known = [entry for entry in data["outcomes"] if entry["key"]]
+        known = [entry for entry in rows if entry["key"]]
         older = sum(entry["tree"] != data["tree"] for entry in known)
-        unknown = len(names) - len(known)
         said = f"{len(caught)} of {len(names)} were detected"
         said += f", {hangs} of them by a test that then hung" if hangs else ""
-        said += f", in {sum(entry['seconds'] for entry in data['outcomes'])} s." if caught else "."
+        said += f", in {sum(entry['seconds'] for entry in rows)} s." if caught else "."
         lines += ["", f"## {base.name}", "", evidence.origin(data, base), said]
         if older:
             lines.append(
                 f"{older} outcomes are of earlier trees; since then neither the changed file nor "
                 "the test and what it imports of tests/ has changed."
             )
-        if unknown:
+        if unknown := len(names) - len(known):
             lines.append(
                 f"{unknown} outcomes are of an earlier tree, and whether their files have changed "
                 "since was not recorded; `make mutate` plants these errors again."
             )
         lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
-        for mutation, entry in zip(mutations, data["outcomes"], strict=True):
+        for mutation, entry in zip(mutations, rows, strict=True):
             test = f"`{mutation.test.split('/')[-1]}`"
             by = {"failure": test, "hang": f"{test} (hangs)"}.get(entry["by"], "**nothing**")
             lines.append(f"| {mutation.error} | `{Path(mutation.file).name}` | {by} |")

@@ -106,7 +106,7 @@ def generate(file: Path) -> str:
     return new
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Write what is generated; with --check compare, and raise Exit.FAILED if it differs."""
     bases = [Base.load(file.parent.name) for file in sorted(ROOT.glob("patches/*/base.toml"))]
     whole = {ROOT / name: NOTE + make(bases) for name, make in PAGES.items()}
@@ -124,4 +124,3 @@ def run(command: Command) -> Exit:
     if command.args.check and changed:
         raise wrong(f"{', '.join(changed)}: not what the data gives", "run make pages")
     command.say(f"{len(texts)} documents are what their data gives")
-    return Exit.OK

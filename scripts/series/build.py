@@ -44,7 +44,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Bring environment, kernels and installation up to date; say so if they were."""
     base, paths, args = command.base, command.paths, command.args
     steps = Steps(paths.state / "logs", quiet=args.json)
@@ -76,7 +76,6 @@ def run(command: Command) -> Exit:
         "kernels": args.kernels,
         "python": str(environments.python(paths)),
     }
-    return Exit.OK
 
 
 def _edited(paths: Paths) -> str:

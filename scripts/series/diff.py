@@ -26,7 +26,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stat", action="store_true", help="the summary alone")
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Say which patches came, went, moved, or have other contents since REV, and how."""
     now, scratch = command.base, command.paths.state / ".diff"
     with tempfile.TemporaryDirectory() as temporary, command.lock(".check.lock"):
@@ -35,7 +35,7 @@ def run(command: Command) -> Exit:
         if (old.archive, list(before.items())) == (now.archive, list(after.items())):
             command.report = {"changes": []}
             command.say(f"the series is as it was at {command.args.rev}")
-            return Exit.OK
+            return
         import_base(now, command.fetch(), scratch / "now")
         if old.archive == now.archive:
             copy_base(scratch / "now", scratch / "old")
@@ -51,7 +51,6 @@ def run(command: Command) -> Exit:
         command.say(f"{change['what']:8} {change['name']}")
     if not command.args.stat:
         command.say(f"\n{text}")
-    return Exit.OK
 
 
 def _at(base: Base, rev: str, folder: Path) -> Base:

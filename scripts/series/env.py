@@ -157,6 +157,12 @@ def _read_lock(base: Base, lock: Path) -> str:
     return text
 
 
+def _pip(paths: Paths, steps: Steps, name: str, verb: str, *words: str | Path, **more: Any) -> None:
+    """One step of uv's pip on the environment."""
+    uv = (tools.uv(paths), "pip", verb, "--python", python(paths))
+    steps.run(name, [*uv, *words], **more)
+
+
 def _sync(paths: Paths, steps: Steps, lock: Path, what: str) -> None:
     """Make the environment's packages those of a lock."""
     total = len(entries(read_text(lock, Exit.BUILD)))
@@ -168,12 +174,11 @@ def _sync(paths: Paths, steps: Steps, lock: Path, what: str) -> None:
         return sum(1 for _ in folder.glob(pattern))
 
     before = count(unpacked)
-    steps.run(
+    _pip(
+        paths,
+        steps,
         "packages",
-        [
-            *(tools.uv(paths), "pip", "sync", "--python", python(paths)),
-            *("--require-hashes", lock),
-        ],
+        *("sync", "--require-hashes", lock),
         env=env,
         hint="run it again to continue; uv takes its index from UV_DEFAULT_INDEX or pip's settings",
         how_far=lambda: (
@@ -189,15 +194,9 @@ def _install_torch(paths: Paths, steps: Steps, lock: str, torch: str) -> None:
     steps.say(f"environment: {' '.join(names)} from TORCH_INDEX (hashes are not recorded)")
     # No other index may answer for these two: a public one could offer the same names.
     env = {k: v for k, v in index.environment(paths).items() if k not in index.INDEXES}
-    steps.run(
-        "torch",
-        [
-            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
-            *("--no-deps", "--default-index", torch, *names),
-        ],
-        env=env,
-        hint=f"TORCH_INDEX must offer {' and '.join(names)} for this Python",
-    )
+    hint = f"TORCH_INDEX must offer {' and '.join(names)} for this Python"
+    words = ("install", "--no-deps", "--default-index", torch, *names)
+    _pip(paths, steps, "torch", *words, env=env, hint=hint)
 
 
 def _check_python(base: Base, paths: Paths) -> None:
@@ -232,18 +231,9 @@ def install_editable(paths: Paths, steps: Steps, version: str, extra: dict[str, 
     if installed and read_stamp(paths).get("editable") == want:
         return False
     steps.say(f"vllm {version}: installing the work tree")
-    steps.run(
-        "install",
-        [
-            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
-            *("--no-build-isolation", "--no-deps", "--editable", paths.tree),
-        ],
-        env={
-            **index.environment(paths),
-            **extra,
-            "VLLM_VERSION_OVERRIDE": version,
-            "PATH": f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        },
-    )
+    path = f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    setup = {**extra, "VLLM_VERSION_OVERRIDE": version, "PATH": path}
+    words = ("install", "--no-build-isolation", "--no-deps", "--editable", paths.tree)
+    _pip(paths, steps, "install", *words, env={**index.environment(paths), **setup})
     write_stamp(paths, editable=want)
     return True

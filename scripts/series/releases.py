@@ -101,7 +101,7 @@ def findings(verdicts: list[Verdict]) -> list[Finding]:
     return [Finding("true-trailers", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Print what each patch says about each release and what is found there."""
     args = command.args
     if bool(args.tree) != bool(args.version) or (args.tree and args.release):
@@ -126,4 +126,3 @@ def run(command: Command) -> Exit:
             f"{len(wrong)} trailers are false",
             "correct `Upstream:` or `Drop-When:` in the work tree, then make export",
         )
-    return Exit.OK

@@ -47,7 +47,7 @@ def _files(options: list[str]) -> list[str]:
     return found
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Check the tool itself; stop at the first check that fails."""
     programs = tools.make(command.paths, "dev") / "bin"
     cache = command.paths.build / "cache"
@@ -77,10 +77,9 @@ def run(command: Command) -> Exit:
         command.report[module] = done.returncode
         if done.returncode:
             raise Exit.FAILED(f"{module} found something wrong", "its output is above")
-    return Exit.OK
 
 
-def locks(command: Command) -> Exit:
+def locks(command: Command) -> None:
     """Renew tools.txt and dev.txt of ci/locks from their .in files."""
     for name in ("tools", "dev"):
         subprocess.run(
@@ -94,4 +93,3 @@ def locks(command: Command) -> Exit:
             env=index.environment(command.paths),
             check=True,
         )
-    return Exit.OK

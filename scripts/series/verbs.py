@@ -31,11 +31,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         settings.add_arguments(parser, settings.BUILD)
 
 
-def configure(command: Command) -> Exit:
+def configure(command: Command) -> None:
     """Keep settings without building."""
     command.report = {"settings": settings.read(command.paths)}
     _say_settings(command)
-    return Exit.OK
 
 
 def _say_settings(command: Command) -> None:
@@ -44,15 +43,14 @@ def _say_settings(command: Command) -> None:
     command.say(f"settings  {words or 'none'} ({command.paths.settings})")
 
 
-def fetch(command: Command) -> Exit:
+def fetch(command: Command) -> None:
     """Get the pinned source and compare its sha256."""
     path = command.fetch()
     command.report = {"file": str(path)}
     command.say(f"verified {path.name}")
-    return Exit.OK
 
 
-def apply(command: Command) -> Exit:
+def apply(command: Command) -> None:
     """Make or update the work tree: one commit a patch."""
     with command.lock():
         command.report = tree.apply(command.base, command.paths, command.fetch, command.origin())
@@ -63,10 +61,9 @@ def apply(command: Command) -> Exit:
         command.say(f"nothing to do: {count} patches are applied in {command.paths.tree}")
         if command.report["edits"]:
             command.say(f"it also holds {command.report['edits']}")
-    return Exit.OK
 
 
-def unapply(command: Command) -> Exit:
+def unapply(command: Command) -> None:
     """Take the work tree back to the pinned source."""
     with command.lock():
         command.report = tree.apply(
@@ -74,10 +71,9 @@ def unapply(command: Command) -> Exit:
         )
     nothing = "" if command.report["changed"] else "nothing to do: "
     command.say(f"{nothing}no patch is applied in {command.paths.tree}")
-    return Exit.OK
 
 
-def status(command: Command) -> Exit:
+def status(command: Command) -> None:
     """Say what the work tree holds, and the settings."""
     command.report = report = tree.status(command.base, command.paths)
     command.say(f"base      {report['base']}{'' if report['source'] else ' (not fetched)'}")
@@ -87,10 +83,9 @@ def status(command: Command) -> Exit:
         command.say(f"edits     {report['edits']}")
     for name in report["series"]:
         command.say(f"  {'applied' if name in report['applied'] else 'not yet'} {name}")
-    return Exit.OK
 
 
-def export(command: Command) -> Exit:
+def export(command: Command) -> None:
     """Write the commits of the work tree to patches/."""
     drop = [name for names in command.args.drop for name in names.split()]
     with command.lock():
@@ -103,10 +98,9 @@ def export(command: Command) -> Exit:
                 command.say(f"{word} {name}.patch")
     if not report["changed"] and not report["removed"]:
         command.say("no patch changed")
-    return Exit.OK
 
 
-def check(command: Command) -> Exit:
+def check(command: Command) -> None:
     """Lint, apply exactly to a scratch tree, round trip, lock, trailers, index."""
     found = lint(command.base)
     if not found and not command.args.lint:
@@ -126,7 +120,6 @@ def check(command: Command) -> Exit:
             f"{len(found)} rules of {command.base.folder} are broken", "see the lines above"
         )
     command.say("check passed" if not command.args.lint else "lint passed")
-    return Exit.OK
 
 
 def _check_series(command: Command) -> dict[str, Any]:
@@ -145,23 +138,22 @@ def _check_series(command: Command) -> dict[str, Any]:
     return {"patches": list(built.patches), "base_tree": built.base}
 
 
-def clean(command: Command) -> Exit:
+def clean(command: Command) -> None:
     """Remove the work tree, unless it holds work of the user's."""
     command.report = {"removed": command.paths.tree.exists()}
     if command.paths.state.exists():
         with locked(command.paths.state / ".lock", command.args.wait):
             tree.clean(command.paths)
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
-    return Exit.OK
 
 
-def distclean(command: Command) -> Exit:
+def distclean(command: Command) -> None:
     """Remove the build folder, unless a work tree in it holds work of the user's."""
     build = command.paths.build
     command.report = {"removed": build.exists()}
     if not build.exists():
         command.say("nothing to do")
-        return Exit.OK
+        return
     if not (build / "CACHEDIR.TAG").is_file():
         raise Exit.USAGE(f"{build} does not belong to this tool", "remove it yourself")
     with contextlib.ExitStack() as locks:
@@ -177,7 +169,6 @@ def distclean(command: Command) -> Exit:
             tree.clean(paths)
         _remove(build)
     command.say(f"removed {build}")
-    return Exit.OK
 
 
 def _remove(build: Path) -> None:

@@ -181,7 +181,6 @@ class Asked:
     image: Any
     question: str
     prompt: str
-    options: dict[str, Any]
     reference: tuple[Any, Any] | None
     expected: str | None = None
 
@@ -198,22 +197,10 @@ def ask_about_drawing(args: argparse.Namespace) -> Asked:
     photo = args.folder / "picture.png"
     photo.parent.mkdir(parents=True, exist_ok=True)
     image.save(photo)
-    options = {
-        "max_model_len": 1024,
-        "disable_log_stats": False,
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS},
-    }
     parts = Reference(checkpoint.FOLDER)
-    return Asked(
-        model=str(checkpoint.FOLDER),
-        photo=photo,
-        image=image,
-        question=str(question.parts[-1]),
-        prompt=question.prompt(),
-        options=options,
-        reference=(parts.model, parts.processor),
-        expected=question.completion,
-    )
+    reference = (parts.model, parts.processor)
+    text, model = str(question.parts[-1]), str(checkpoint.FOLDER)
+    return Asked(model, photo, image, text, question.prompt(), reference, question.completion)
 
 
 def ask_about_photograph(args: argparse.Namespace) -> Asked:
@@ -222,16 +209,12 @@ def ask_about_photograph(args: argparse.Namespace) -> Asked:
     from transformers import AutoTokenizer
 
     photo = args.image or args.tree / PHOTO
-    message = {
-        "role": "user",
-        "content": [{"type": "image"}, {"type": "text", "text": args.question}],
-    }
+    content = [{"type": "image"}, {"type": "text", "text": args.question}]
     prompt = AutoTokenizer.from_pretrained(args.model).apply_chat_template(
-        [message], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     image = Image.open(photo).convert("RGB")
-    reference = load_reference(args.model)
-    return Asked(args.model, photo, image, args.question, prompt, {}, reference)
+    return Asked(args.model, photo, image, args.question, prompt, load_reference(args.model))
 
 
 def main() -> int:
@@ -260,7 +243,10 @@ def answer(args: argparse.Namespace, tiny: bool) -> int:
     from vllm.platforms import current_platform
 
     asked = ask_about_drawing(args) if tiny else ask_about_photograph(args)
-    options = {"use_tqdm_on_load": False, **asked.options}
+    options: dict[str, Any] = {"use_tqdm_on_load": False}
+    if tiny:
+        drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS}
+        options |= {"max_model_len": 1024, "disable_log_stats": False, "speculative_config": drafts}
     if current_platform.is_cpu() or tiny:
         options |= {"dtype": "float32", "enforce_eager": True}
     num_tokens = args.tokens or (48 if tiny else 256)

@@ -202,7 +202,7 @@ def call(verb: str, base: Base, paths: Paths, *given: str) -> Exit:
     command = Command(args)
     command.base = base
     settings.resolve(args, paths, keep=verb in KEEP)
-    return function_of(verb)(command)
+    return function_of(verb)(command) or Exit.OK
 
 
 NAMES = ("add-the-first", "add-the-second", "add-dos-lines")
