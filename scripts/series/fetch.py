@@ -123,12 +123,7 @@ def _unreachable(url: str, reason: str) -> SeriesError:
 
 def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
     have = part.stat().st_size if part.exists() else 0
-    bare = hide(url)
-    request = urllib.request.Request(bare)
-    authorization = index.authorization(url, env) if bare.startswith("http") else ""
-    if authorization:
-        # Unredirected: a redirect to another host must not see it.
-        request.add_unredirected_header("Authorization", authorization)
+    request = urllib.request.Request(hide(url))
     if have:
         request.add_header("Range", f"bytes={have}-")
     proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
@@ -140,6 +135,7 @@ def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),
         urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPBasicAuthHandler(index.passwords(url, env)),
     )
     with opener.open(request, timeout=TIMEOUT) as answer:
         if have and answer.status != 206:

@@ -5,7 +5,7 @@ uv answers, and does not build anything. pip's configuration, which uv does not 
 """
 
 import ast
-import base64
+import contextlib
 import dataclasses
 import functools
 import netrc
@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,17 @@ def trusted(url: str, env: dict[str, str]) -> bool:
     return bool({parts.hostname, parts.netloc.rpartition("@")[2]} & set(filter(None, named)))
 
 
-def authorization(url: str, env: dict[str, str]) -> str:
-    """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
+def passwords(url: str, env: dict[str, str]) -> urllib.request.HTTPPasswordMgr:
+    """What `url`, an index on its host, or netrc says of the user; sent to that host alone."""
+    manager = urllib.request.HTTPPasswordMgrWithPriorAuth()
     parts = urllib.parse.urlsplit(url)
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if entry := netrc.netrc().authenticators(parts.hostname or ""):
+            manager.add_password(None, hide(url), entry[0], entry[2] or "", is_authenticated=True)
     indexes = [part for name in INDEXES for part in re.split(r"[\s,]+", env.get(name, "")) if part]
-    for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
+    for candidate in [*(re.sub(r"^[\w-]+=", "", index) for index in indexes), url]:
         other = urllib.parse.urlsplit(candidate)
         if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):
-            user, password = other.username, other.password or ""
-            return _basic(urllib.parse.unquote(user), urllib.parse.unquote(password))
-    try:
-        entry = netrc.netrc().authenticators(parts.hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        entry = None
-    return _basic(entry[0], entry[2] or "") if entry else ""
-
-
-def _basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+            user, word = map(urllib.parse.unquote, (other.username, other.password or ""))
+            manager.add_password(None, hide(url), user, word, is_authenticated=True)
+    return manager

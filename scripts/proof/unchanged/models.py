@@ -37,40 +37,39 @@ def save(model: torch.nn.Module, folder: Path) -> None:
     model.float().save_pretrained(folder)
 
 
+# Of both language models.
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
 def make_exaone4(folder: Path) -> None:
     config = transformers.Exaone4Config(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
+        **SIZES,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=1024,
         sliding_window=32,
         sliding_window_pattern=4,
         layer_types=["sliding_attention"] * 3 + ["full_attention"],
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
     )
     save(transformers.Exaone4ForCausalLM(config), folder)
     make_tokenizer().save_pretrained(folder)
 
 
 def make_qwen2_5_vl(folder: Path) -> None:
-    text = {
-        "vocab_size": 320,
-        "hidden_size": 128,
-        "intermediate_size": 256,
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    text = SIZES | {
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        "rope_parameters": rope,
     }
     vision = {
         "depth": 4,
