@@ -120,7 +120,9 @@ class Base:
                 f"no base {name!r}: {file.relative_to(root)} does not exist",
                 f"use BASE= with one of {', '.join(known) or 'none yet'}",
             )
-        with reading(file, "compare it with docs/maintain/patch-format.md#basetoml"):
+        with reading(
+            file.relative_to(root), "compare it with docs/maintain/patch-format.md#basetoml"
+        ):
             data = parse_toml(file.read_text(encoding="utf-8"))
             wheel = data.get("wheel")
             return cls(

@@ -81,6 +81,7 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0) -> None:
                 continue
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
             (fresh / path).write_bytes(handle.read())
+            (fresh / path).chmod(0o755 if member.mode & 0o100 else 0o644)
     fresh.rename(folder)
 
 
