@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from conftest import call, git
+from conftest import call
+from conftest import git as git
 from proof import runner, stages
 from series import env as environments
 from series import tree as trees
