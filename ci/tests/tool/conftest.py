@@ -235,7 +235,7 @@ def upstream_git(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def failing(code: Exit, match: str = "") -> Iterator[pytest.ExceptionInfo[SeriesError]]:
+def failing(code: Exit, match: str | None = None) -> Iterator[pytest.ExceptionInfo[SeriesError]]:
     """What runs inside ends with an error of this status, and says so."""
     with pytest.raises(SeriesError, match=match) as caught:
         yield caught
