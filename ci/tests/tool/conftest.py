@@ -84,12 +84,17 @@ def make_sdist(path: Path, files: Mapping[str, bytes] = UPSTREAM) -> None:
         out.addfile(link)
 
 
-def make_wheel(path: Path) -> None:
+def make_wheel(path: Path, files: Mapping[str, str | bytes], record: str = "") -> str:
+    """A wheel of the package and version that its name says; its sha256."""
+    name, version = path.name.split("-")[:2]
+    info = f"{name}-{version}.dist-info"
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    of_wheel = {f"{info}/METADATA": head, f"{info}/WHEEL": kind, f"{info}/RECORD": record}
     with zipfile.ZipFile(path, "w") as out:
-        info = "toy-1.0.dist-info"
-        out.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        out.writestr(f"{info}/RECORD", "")
+        for file, data in {**files, **of_wheel}.items():
+            out.writestr(file, data)
+    return digest(path)
 
 
 def digest(path: Path) -> str:
@@ -213,7 +218,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy's sdist and wheel."""
     folder = tmp_path_factory.mktemp("upstream")
     make_sdist(folder / "toy-1.0.tar.gz")
-    make_wheel(folder / "toy-1.0-py3-none-any.whl")
+    make_wheel(folder / "toy-1.0-py3-none-any.whl", {})
     return folder
 
 

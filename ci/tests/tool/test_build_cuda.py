@@ -3,12 +3,11 @@
 
 import base64
 import hashlib
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from conftest import failing, program
+from conftest import failing, make_wheel, program
 from series import cuda
 from series.errors import Exit, SeriesError
 
@@ -20,38 +19,36 @@ FILES = {
 }
 
 
-def make_wheel(path: Path, record: dict[str, bytes], files: dict[str, bytes]) -> None:
+def make(path: Path, listed: dict[str, bytes], files: dict[str, bytes]) -> None:
+    """A wheel of these files whose RECORD lists others."""
     lines = []
-    for name, data in record.items():
+    for name, data in listed.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
         lines.append(f"{name},sha256={digest},{len(data)}\n")
-    with zipfile.ZipFile(path, "w") as out:
-        for name, data in files.items():
-            out.writestr(name, data)
-        out.writestr("vllm-0.19.1.dist-info/RECORD", "".join(lines))
+    make_wheel(path, files, "".join(lines))
 
 
 def test_unpacks_what_the_source_lacks(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "v.whl", FILES, FILES)
-    assert cuda.unpack(tmp_path / "v.whl", tmp_path / "out", {"vllm/__init__.py"}) == 2
+    make(tmp_path / "v-1.whl", FILES, FILES)
+    assert cuda.unpack(tmp_path / "v-1.whl", tmp_path / "out", {"vllm/__init__.py"}) == 2
     found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     assert found == {"vllm/_C.abi3.so", "vllm/third_party/triton_kernels/a.py"}
     assert (tmp_path / "out/vllm/_C.abi3.so").read_bytes() == FILES["vllm/_C.abi3.so"]
 
 
 def test_a_changed_or_unlisted_member_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "v.whl"
+    wheel = tmp_path / "v-1.whl"
     changed = {**FILES, "vllm/_C.abi3.so": b"\x7fELF" * 999 + b"evil"}
     unlisted = {**FILES, "vllm/extra.so": b"x"}
     for files in (changed, unlisted):
-        make_wheel(wheel, FILES, files)
+        make(wheel, FILES, files)
         with failing(Exit.SOURCE, "RECORD lists"):
             cuda.unpack(wheel, tmp_path / "out", set())
 
 
 def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "v.whl"
-    make_wheel(wheel, FILES, FILES)
+    wheel = tmp_path / "v-1.whl"
+    make(wheel, FILES, FILES)
     data = bytearray(wheel.read_bytes())
     data[data.index(b"\x7fELF") + 100] ^= 1
     for damaged in (bytes(data), b"no zip at all"):
