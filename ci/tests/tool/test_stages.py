@@ -2,6 +2,7 @@
 """test-model and test-each on a toy vLLM."""
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -245,7 +246,9 @@ def test_new_counts_are_written_into_a_table_without_one(comparing: Toy) -> None
 def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     """Its whole group goes, and the end of its log is shown."""
     hang = "import os, subprocess, sys, time\ndef test_it():\n    print('HERE', flush=True)\n"
-    hang += "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    # Its own number: another run of these tests on this machine has one too.
+    long = f"600.{os.getpid()}"
+    hang += f"    child = subprocess.Popen(['sleep', '{long}'], start_new_session=True)\n"
     hang += "    os.write(2, f'CHILD={child.pid}'.encode())\n    time.sleep(600)\n"
     passing.amend({"tests/test_first.py": hang})
     passing.replace("[patch.first]", "[patch.first]\nseconds = 6")
@@ -255,7 +258,7 @@ def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) ->
     out = capfd.readouterr().out
     assert "FAILED not done after 6 s" in out and "test_first.py" in out
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "sleep 600" not in running.stdout
+    assert f"sleep {long}" not in running.stdout
 
 
 def test_ctrl_c_ends_what_runs(passing: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
