@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The released dimensions of EXAONE-4.5-33B, and configurations with them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 LAYERS = 64

@@ -5,14 +5,12 @@
 ci/tests/engine/test_serving_page.py compares the counts with transformers' model.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from .dims import HEAD_DIM, LAYERS, PATTERN, TEXT_CONFIG, VISION_CONFIG
 
 VOCAB, HIDDEN = TEXT_CONFIG["vocab_size"], TEXT_CONFIG["hidden_size"]
-MLP = TEXT_CONFIG["intermediate_size"]
 HEADS, KV_HEADS = TEXT_CONFIG["num_attention_heads"], TEXT_CONFIG["num_key_value_heads"]
 FULL_LAYERS = LAYERS * PATTERN.count("full_attention") // len(PATTERN)
 WINDOW = TEXT_CONFIG["sliding_window"]
@@ -30,25 +28,16 @@ INT4 = 4 + 16 / 128
 """Bits a weight: 4, and one bf16 scale for 128 of them."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Parameters of one decoder layer."""
-
-    attention: int = HEAD_DIM * HIDDEN * (2 * HEADS + 2 * KV_HEADS)
-    mlp: int = 3 * HIDDEN * MLP
-    norms: int = 2 * HIDDEN + 2 * HEAD_DIM
-
-    @property
-    def total(self) -> int:
-        return self.attention + self.mlp + self.norms
-
-
-LAYER = Layer()
+# Parameters of one decoder layer.
+ATTENTION = HEAD_DIM * HIDDEN * (2 * HEADS + 2 * KV_HEADS)
+MLP = 3 * HIDDEN * TEXT_CONFIG["intermediate_size"]
+NORMS = 2 * HIDDEN + 2 * HEAD_DIM
+LAYER = ATTENTION + MLP + NORMS
 EMBEDDINGS = 2 * VOCAB * HIDDEN
 """Embedding and lm_head, which are not tied."""
-TEXT = EMBEDDINGS + LAYERS * LAYER.total + HIDDEN
+TEXT = EMBEDDINGS + LAYERS * LAYER + HIDDEN
 MTP_FC = 2 * HIDDEN * HIDDEN
-MTP = MTP_FC + LAYER.total + 3 * HIDDEN
+MTP = MTP_FC + LAYER + 3 * HIDDEN
 
 
 def count_vision() -> int:
@@ -67,8 +56,7 @@ def count_vision() -> int:
 VISION = count_vision()
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """Bits of a weight; what is not named is bf16."""
 
     name: str
@@ -76,8 +64,7 @@ class Variant:
     mlp: float = BF16
 
     def layer_bits(self) -> float:
-        quantized = LAYER.attention * self.attention + LAYER.mlp * self.mlp
-        return quantized + LAYER.norms * BF16
+        return ATTENTION * self.attention + MLP * self.mlp + NORMS * BF16
 
     def text(self) -> float:
         """Bytes of the language model."""
@@ -111,31 +98,29 @@ def kv_bytes(tokens: int, in_flight: int = 8192, draft: bool = False, bits: floa
     return held * of_layer * (65 / 64 if draft else 1)
 
 
+def table(columns: list[str], rows: Mapping[str, tuple[float, ...]], digits: int) -> str:
+    """Names, and bytes in GiB."""
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[name, *(f"{size / GIB:.{digits}f}" for size in row)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def weight_table() -> str:
-    lines = [
-        "| weights, computed | GiB | with the draft layer | text only |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows = {}
     for variant in VARIANTS:
         text, mtp = variant.text(), variant.mtp()
-        cells = (text + VISION_BYTES, text + VISION_BYTES + mtp, text)
-        lines.append(f"| {variant.name} | " + " | ".join(f"{c / GIB:.1f}" for c in cells) + " |")
-    return "\n".join(lines)
+        rows[variant.name] = (text + VISION_BYTES, text + VISION_BYTES + mtp, text)
+    return table(["weights, computed", "GiB", "with the draft layer", "text only"], rows, 1)
 
 
 def kv_table() -> str:
-    lines = [
-        "| tokens of one request | bf16 | with the draft layer | fp8 with the draft layer |",
-        "| --- | --- | --- | --- |",
-    ]
-    for tokens in (4096, 8192, 32768, 131072, 262144):
-        cells = (
-            kv_bytes(tokens),
-            kv_bytes(tokens, draft=True),
-            kv_bytes(tokens, draft=True, bits=FP8),
-        )
-        lines.append(f"| {tokens} | " + " | ".join(f"{c / GIB:.2f}" for c in cells) + " |")
-    return "\n".join(lines)
+    sizes = (4096, 8192, 32768, 131072, 262144)
+    rows = {
+        str(n): (kv_bytes(n), kv_bytes(n, draft=True), kv_bytes(n, draft=True, bits=FP8))
+        for n in sizes
+    }
+    names = ["bf16", "with the draft layer", "fp8 with the draft layer"]
+    return table(["tokens of one request", *names], rows, 2)
 
 
 TABLES = {"memory/weights": weight_table, "memory/kv-cache": kv_table}

@@ -15,8 +15,6 @@ One process runs without the draft layer, one with it. Both write JSON to OUT; a
 Exit status: 0, 1 if a token is wrong, 2 if a run did not finish.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -24,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +37,6 @@ CONSTANTS = {
     "language_model.model.norm.weight": 1.0,
 }
 DRAFT_NORMS = ("pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "norm.weight")
-
-
-@dataclass
-class Rate:
-    """One batch size in one run."""
-
-    batch_size: int
-    tokens_per_second: float
-    """From the first token to the last, of all sequences; the median of the repeats."""
-    milliseconds_per_step: float
-    all_tokens_per_second: list[float]
-    first_token_ms: float
-    drafts: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
-    expected_per_position: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Result:
-    mode: str
-    device: str
-    versions: dict[str, str]
-    load: dict[str, float]
-    start_seconds: float
-    kv_cache: dict[str, float]
-    wrong_tokens: int
-    rates: list[Rate]
-    profiles: dict[str, Any] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------ the model
@@ -310,14 +279,8 @@ class Bench:
             if counts[end] != num_norms:
                 raise RuntimeError(f"{counts[end]} parameters end with {end}, not {num_norms}")
 
-    def counters(self) -> tuple[int, list[int]]:
-        drafts, accepted = 0, [0] * self.args.drafts
-        for metric in self.llm.get_metrics():
-            if metric.name == "vllm:spec_decode_num_drafts":
-                drafts += metric.value
-            elif metric.name == "vllm:spec_decode_num_accepted_tokens_per_pos":
-                accepted = [a + b for a, b in zip(accepted, metric.values, strict=True)]
-        return drafts, accepted
+    def count_drafts(self) -> tuple[int, list[int]]:
+        return engine.count_drafts(self.llm) if self.mode == "mtp" else (0, [0] * self.args.drafts)
 
     def generate(
         self, batch_size: int, num_tokens: int, seed: int
@@ -355,38 +318,38 @@ class Bench:
         first_token_ms = 1000 * max(m.first_token_latency for m in metrics)
         return seconds, first_token_ms, firsts
 
-    def measure(self, batch_size: int) -> Rate:
+    def measure(self, batch_size: int) -> dict[str, Any]:
+        """One batch size; tokens per second are of all sequences, from the first token to the last,
+        and the median of the repeats."""
         args = self.args
         for i in range(args.warm_ups):
             self.generate(batch_size, args.warm_up_tokens, seed=100 + i)
-        before = self.counters()
+        rounds_before, accepted_before = self.count_drafts()
         rates, latencies, firsts = [], [], []
         for i in range(args.repeats):
             seconds, first_token_ms, last = self.generate(batch_size, args.tokens, seed=i)
             rates.append(batch_size * (args.tokens - 1) / seconds)
             latencies.append(first_token_ms)
             firsts += last
-        rounds, accepted = self.counters()
-        drafts = rounds - before[0]
-        accepted = [a - b for a, b in zip(accepted, before[1], strict=True)]
-        tokens_per_second = statistics.median(rates)
-        steps = args.repeats * batch_size * (args.tokens - 1)
-        expected_per_position: list[int] = []
+        rounds, accepted = self.count_drafts()
+        num_tokens = steps = args.repeats * batch_size * (args.tokens - 1)
+        wanted: list[int] = []
         if self.mode == "mtp":
-            steps, expected_per_position = expected_accepted(
-                firsts, args.tokens, args.drafts, self.mask.tolist()
-            )
-        tokens_per_step = args.repeats * batch_size * (args.tokens - 1) / steps
-        return Rate(
-            batch_size=batch_size,
-            tokens_per_second=tokens_per_second,
-            milliseconds_per_step=1000 * batch_size * tokens_per_step / tokens_per_second,
-            all_tokens_per_second=rates,
-            first_token_ms=statistics.median(latencies),
-            drafts=drafts,
-            accepted_per_position=accepted,
-            expected_per_position=expected_per_position,
-        )
+            mask = self.mask.tolist()
+            steps, wanted = expected_accepted(firsts, args.tokens, args.drafts, mask)
+        rate = statistics.median(rates)
+        return {
+            "batch_size": batch_size,
+            "tokens_per_second": rate,
+            "milliseconds_per_step": 1000 * batch_size * num_tokens / steps / rate,
+            "all_tokens_per_second": rates,
+            "first_token_ms": statistics.median(latencies),
+            "drafts": rounds - rounds_before,
+            "accepted_per_position": [
+                a - b for a, b in zip(accepted, accepted_before, strict=True)
+            ],
+            "expected_per_position": wanted,
+        }
 
     def profile(self, batch_size: int) -> dict[str, Any]:
         """What the GPU does in some steps, and a trace of them beside the JSON."""
@@ -406,34 +369,39 @@ class Bench:
         )
         return {"steps": steps, **timeline(spans)}
 
-    def run(self) -> Result:
+    def run(self) -> None:
+        """Measure, and write after each batch size what is known."""
         import torch
         import vllm
         from vllm.platforms import current_platform
 
         args = self.args
+        rates: list[dict[str, Any]] = []
+        profiles: dict[str, Any] = {}
         (kv_cache,) = self.llm.collective_rpc(kv_cache_figures)
-        result = Result(
-            mode=self.mode,
-            device=current_platform.get_device_name() if torch.cuda.is_available() else "cpu",
-            versions={"torch": torch.__version__, "vllm": vllm.__version__},
-            load=self.load,
-            start_seconds=self.start_seconds,
-            kv_cache=kv_cache,
-            wrong_tokens=0,
-            rates=[],
-        )
+
+        def save() -> None:
+            report = {
+                "mode": self.mode,
+                "device": current_platform.get_device_name() if on_gpu else "cpu",
+                "versions": {"torch": torch.__version__, "vllm": vllm.__version__},
+                "load": self.load,
+                "start_seconds": self.start_seconds,
+                "kv_cache": kv_cache,
+                "wrong_tokens": self.wrong_tokens,
+                "rates": rates,
+                "profiles": profiles,
+            }
+            write(args.out / f"{self.mode}.json", report)
+
+        on_gpu = torch.cuda.is_available()
         for batch_size in args.batch_sizes:
-            result.rates.append(self.measure(batch_size))
-            result.wrong_tokens = self.wrong_tokens
-            write(args.out / f"{self.mode}.json", asdict(result))
-            print(f"{self.mode}: {asdict(result.rates[-1])}", flush=True)
-        if args.profile:
-            for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]):
-                result.profiles[str(batch_size)] = self.profile(batch_size)
-                write(args.out / f"{self.mode}.json", asdict(result))
-        result.wrong_tokens = self.wrong_tokens
-        return result
+            rates.append(self.measure(batch_size))
+            save()
+            print(f"{self.mode}: {rates[-1]}", flush=True)
+        for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]) if args.profile else ():
+            profiles[str(batch_size)] = self.profile(batch_size)
+            save()
 
 
 def write(path: Path, content: Any) -> None:
@@ -462,21 +430,21 @@ def report(results: dict[str, Any], sizes: list[int]) -> int:
 
     head = f"{'batch':>6}{'plain tok/s':>13}{'ms/step':>9}{'mtp tok/s':>12}{'ms/step':>9}"
     print(f"\n{head}  accepted per position (expected)")
-    plain, mtp = (
-        {rate["batch_size"]: rate for rate in results[mode]["rates"]} if mode in results else {}
-        for mode in ("plain", "mtp")
-    )
     for size in sizes:
-        a, b = plain.get(size), mtp.get(size)
         row = f"{size:6}"
-        row += f"{a['tokens_per_second']:13.1f}{a['milliseconds_per_step']:9.2f}" if a else " " * 22
-        row += f"{b['tokens_per_second']:12.1f}{b['milliseconds_per_step']:9.2f}" if b else " " * 21
-        if b:
-            shares, wanted = (
-                [round(count / max(b["drafts"], 1), 3) for count in b[key]]
-                for key in ("accepted_per_position", "expected_per_position")
-            )
-            row += f"  {shares} ({wanted})"
+        for mode, width in (("plain", 13), ("mtp", 12)):
+            rates = results.get(mode, {}).get("rates", [])
+            rate = next((rate for rate in rates if rate["batch_size"] == size), None)
+            if rate is None:
+                row += " " * (width + 9)
+                continue
+            row += f"{rate['tokens_per_second']:{width}.1f}{rate['milliseconds_per_step']:9.2f}"
+            if mode == "mtp":
+                shares, wanted = (
+                    [round(count / max(rate["drafts"], 1), 3) for count in rate[key]]
+                    for key in ("accepted_per_position", "expected_per_position")
+                )
+                row += f"  {shares} ({wanted})"
         print(row)
     return sum(result["wrong_tokens"] for result in results.values())
 
@@ -517,7 +485,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     if args.mode is not None:
-        write(args.out / f"{args.mode}.json", asdict(Bench(args, args.mode).run()))
+        Bench(args, args.mode).run()
         return 0
 
     args.out.mkdir(parents=True, exist_ok=True)

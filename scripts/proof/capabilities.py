@@ -8,16 +8,14 @@ that failed or was skipped. How many cases each test had is kept in docs/evidenc
 base; the page is made from that.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from series.command import Command
-from series.config import ROOT, Base, parse_toml
-from series.errors import Exit, SeriesError
+from series.config import ROOT, Base, parse_toml, reading
+from series.errors import Exit
 
 from . import evidence, outcomes
 from .stages import Plan
@@ -50,24 +48,20 @@ class Capability:
 
 
 def read_list(path: Path) -> list[Capability]:
-    def wrong(text: str) -> SeriesError:
-        return SeriesError(Exit.USAGE, f"{path}{text}", hint="its head says what it holds")
-
-    try:
+    hint = "its head says what it holds"
+    with reading(path, hint):
         data = parse_toml(path.read_text(encoding="utf-8"))
         capabilities = [Capability(**entry) for entry in data["capability"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise wrong(f" cannot be read: {error!r}") from error
     names = [(c.group, c.name) for c in capabilities]
     for c in capabilities:
         if names.count((c.group, c.name)) > 1:
-            raise wrong(f" has {c.name!r} twice in {c.group!r}")
+            raise Exit.USAGE(f"{path} has {c.name!r} twice in {c.group!r}", hint)
         if not c.tests and not any(c.on.values()):
-            raise wrong(f": {c.name!r} has no test")
+            raise Exit.USAGE(f"{path}: {c.name!r} has no test", hint)
     bases = {file.parent.name for file in (ROOT / "patches").glob("*/base.toml")}
     unknown = {base for c in capabilities for base in c.on} - bases
     if unknown:
-        raise wrong(f" names {', '.join(sorted(unknown))}, which is no base")
+        raise Exit.USAGE(f"{path} names {', '.join(sorted(unknown))}, which is no base", hint)
     return capabilities
 
 
@@ -84,10 +78,8 @@ def read_runs(command: Command) -> dict[str, bool]:
     for name in ("test-model", "test-model-long") if long else ("test-model",):
         report = evidence.read(logs / name / "run.json", base, command="make test-all")
         if not report["whole"] or not report["ok"]:
-            raise SeriesError(
-                Exit.FAILED,
-                f"{logs / name} is of a run that failed, or of one patch",
-                hint="run make test-all",
+            raise Exit.FAILED(
+                f"{logs / name} is of a run that failed, or of one patch", "run make test-all"
             )
         for file in sorted((logs / name).glob("*.jsonl")):
             for outcome in outcomes.read(file):
@@ -108,11 +100,10 @@ def count_cases(capabilities: list[Capability], base: str, passed: dict[str, boo
                 problems.append(f"{c.name}: {node} did not run")
             problems += [f"{c.name}: {one} did not pass" for one in found if not passed[one]]
     if problems:
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"{len(problems)} tests do not show what ci/capabilities.toml says: "
             + ", ".join(problems),
-            hint="correct the list, or tests.toml, or the series",
+            "correct the list, or tests.toml, or the series",
         )
     return cases
 
@@ -121,7 +112,7 @@ def data_file(base: str) -> Path:
     return evidence.DATA / base / "capabilities.json"
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Write what the last run shows of this base; with --check compare."""
     base = command.base
     capabilities = read_list(LIST)
@@ -131,14 +122,11 @@ def run(command: Command) -> Exit:
     if not command.args.check:
         evidence.write(file, report)
         command.say(f"{file}: {len(capabilities)} capabilities; run make pages")
-        return Exit.OK
+        return
     committed = evidence.read(file, base, command="make capabilities")
     if committed["cases"] != cases:
-        raise SeriesError(
-            Exit.FAILED, f"{file} is not what the last run shows", hint="run make capabilities"
-        )
+        raise Exit.FAILED(f"{file} is not what the last run shows", "run make capabilities")
     command.say(f"{len(capabilities)} capabilities are shown by the last run")
-    return Exit.OK
 
 
 # ---- the page ----

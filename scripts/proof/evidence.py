@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tree a result belongs to: asked before a run, written with it, compared by every reader."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from series import env as environments
 from series import patches, tree
-from series.config import ROOT, Base, Paths
-from series.errors import Exit, SeriesError
+from series.config import ROOT, Base, Paths, reading
+from series.errors import Exit
 from series.git import git
 from series.state import Record, write_atomic
 
@@ -23,11 +22,7 @@ def locked(base: Base) -> patches.Locked:
     """series.lock; without one nothing says which tree is meant."""
     lock = patches.Locked.read(base)
     if lock is None or not lock.patches:
-        raise SeriesError(
-            Exit.LOCK,
-            f"{base.lock_file} is missing or empty",
-            hint="run make export",
-        )
+        raise Exit.LOCK(f"{base.lock_file} is missing or empty", "run make export")
     return lock
 
 
@@ -39,31 +34,24 @@ def tree_of(base: Base) -> str:
 def require_tree(base: Base, paths: Paths) -> list[str]:
     """The commits of the work tree, which must be clean and exactly those of series.lock."""
     if not paths.tree.exists():
-        raise SeriesError(Exit.DIRTY, f"there is no work tree {paths.tree}", hint="run make apply")
+        raise Exit.DIRTY(f"there is no work tree {paths.tree}", "run make apply")
     tree.refuse_edits(paths.tree, Record.read(paths.tree / tree.RECORD))
     lock = locked(base)
     want = {"base": lock.base} | {name: row[1] for name, row in lock.patches.items()}
     if patches.names(base) != list(lock.patches):
-        raise SeriesError(
-            Exit.LOCK, f"{base.lock_file} and {base.series_file} differ", hint="see make check"
-        )
-    commits = git(paths.tree, "rev-list", "--reverse", "base..HEAD").split()
-    have = git(paths.tree, "log", "--reverse", "--format=%T").split()
-    for (name, expected), found in zip(want.items(), [*have, *[""] * len(want)], strict=False):
+        raise Exit.LOCK(f"{base.lock_file} and {base.series_file} differ", "see make check")
+    rows = git(paths.tree, "log", "--reverse", "--format=%H %T").splitlines()
+    commits, trees = zip(*(row.split() for row in rows), strict=True)
+    names = [*want, *[list(want)[-1]] * len(trees)]
+    pairs = itertools.zip_longest(want.values(), trees, fillvalue="")
+    for name, (expected, found) in zip(names, pairs, strict=False):
         if expected != found:
-            raise SeriesError(
-                Exit.LOCK,
+            raise Exit.LOCK(
                 f"{paths.tree} has {found[:12] or 'nothing'} after {name}, {base.lock_file} says "
-                f"{expected[:12]}",
-                hint="run make apply, or make export if the commits are yours",
+                f"{expected[:12] or 'nothing'}",
+                "run make apply, or make export if the commits are yours",
             )
-    if len(commits) != len(lock.patches):
-        raise SeriesError(
-            Exit.LOCK,
-            f"{paths.tree} has {len(commits)} commits, {base.lock_file} {len(lock.patches)}",
-            hint="run make apply, or make export if the commits are yours",
-        )
-    return commits
+    return list(commits[1:])
 
 
 def versions(paths: Paths) -> dict[str, str]:
@@ -94,33 +82,24 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 def read(path: Path, base: Base, *, command: str) -> dict[str, Any]:
     """A report of this very tree; `command` is what makes a new one."""
-    try:
+    with reading(path, f"run {command}", Exit.FAILED):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = (report["base"], report["tree"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SeriesError(
-            Exit.FAILED, f"{path} cannot be read: {error!r}", hint=f"run {command}"
-        ) from error
     want = (base.name, tree_of(base))
     if found != want:
-        raise SeriesError(
-            Exit.LOCK,
+        raise Exit.LOCK(
             f"{path} is of {found[0]}, tree {found[1][:12]}; {base.lock_file} says {want[1][:12]}",
-            hint=f"run {command}",
+            f"run {command}",
         )
     return report
 
 
 def load(path: Path) -> dict[str, Any]:
     """A report of any tree, empty if there is none yet."""
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         return {}
-    except (OSError, ValueError) as error:
-        raise SeriesError(
-            Exit.FAILED, f"{path} cannot be read: {error!r}", hint="restore it with git checkout"
-        ) from error
+    with reading(path, "restore it with git checkout", Exit.FAILED):
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report
 
 
@@ -128,10 +107,8 @@ def read_any(path: Path, base: Base) -> dict[str, Any]:
     """Committed data of a base; its tree may be an earlier one, which the page then says."""
     report = load(path)
     if report.get("base") != base.name or "tree" not in report:
-        raise SeriesError(
-            Exit.FAILED,
-            f"{path} is missing, or not of {base.name}",
-            hint="see docs/maintain/testing.md#the-model",
+        raise Exit.FAILED(
+            f"{path} is missing, or not of {base.name}", "see docs/maintain/testing.md#the-model"
         )
     return report
 

@@ -10,8 +10,6 @@ its test and all that the test imports of tests/ stay as they were; `--fresh` be
 that was cut off goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib
@@ -19,7 +17,7 @@ import itertools
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -27,15 +25,16 @@ from typing import Any
 
 from series import engine
 from series.command import Command
-from series.config import Base, parse_toml
-from series.errors import Exit, SeriesError
+from series.config import Base, parse_toml, reading
+from series.errors import Exit
 from series.state import locked
 
 from . import evidence, outcomes
-from .runner import Ended, Warm, Worktrees, job, start
+from .runner import Ended, Warm, Worktrees, start
 from .stages import Plan, fill, prepare
 
 SECONDS_PER_TEST = 600
+TABLE_HINT = "correct mutations.toml or the tree"
 
 
 @dataclass
@@ -54,26 +53,21 @@ class Mutation:
         return self.test.partition("::")[0]
 
 
-def table_error(text: str) -> SeriesError:
-    return SeriesError(Exit.USAGE, text, hint="correct mutations.toml or the tree")
-
-
 def read_table(path: Path) -> list[Mutation]:
-    try:
+    with reading(path, TABLE_HINT):
         mutations = [Mutation(**entry) for entry in parse_toml(path.read_text())["mutation"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise table_error(f"{path} cannot be read: {error!r}") from error
     names = [mutation.name for mutation in mutations]
     if len(set(names)) != len(names):
-        raise table_error(f"a name occurs twice in {path}")
+        raise Exit.USAGE(f"a name occurs twice in {path}", TABLE_HINT)
     return mutations
 
 
 def mutate_text(text: str, mutation: Mutation) -> str:
     count = text.count(mutation.old)
     if count != 1:
-        raise table_error(
-            f"{mutation.name}: the text to replace occurs {count} times in {mutation.file}"
+        raise Exit.USAGE(
+            f"{mutation.name}: the text to replace occurs {count} times in {mutation.file}",
+            TABLE_HINT,
         )
     return text.replace(mutation.old, mutation.new)
 
@@ -82,7 +76,7 @@ def check_table(mutations: list[Mutation], tree: Path) -> None:
     for mutation in mutations:
         path = tree / mutation.file
         if not path.is_file():
-            raise table_error(f"{mutation.name}: there is no {mutation.file}")
+            raise Exit.USAGE(f"{mutation.name}: there is no {mutation.file}", TABLE_HINT)
         mutate_text(path.read_text(), mutation)
 
 
@@ -115,8 +109,8 @@ class Known:
 class Trial:
     """Runs tests in worktrees, with and without an error."""
 
-    def __init__(self, warm: Warm, environment: dict[str, str], logs: Path, tree_id: str) -> None:
-        self.warm, self.environment, self.logs, self.tree_id = warm, environment, logs, tree_id
+    def __init__(self, warm: Warm, logs: Path, tree_id: str) -> None:
+        self.warm, self.logs, self.tree_id = warm, logs, tree_id
         self.seconds = itertools.count(1)
         self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
@@ -128,32 +122,21 @@ class Trial:
         finally:
             self.free.put(tree)
 
-    def pytest(self, tree: Path, name: str, tests: list[str]) -> tuple[Ended, Path]:
-        lines = self.logs / f"{name}.jsonl"
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
-        work = job(
-            tree,
-            self.environment,
-            self.logs / f"{name}.log",
-            imports=["vllm"],
-            arguments=arguments,
-            outcomes=lines,
-        )
-        return self.warm.run(work, SECONDS_PER_TEST), lines
+    def pytest(self, tree: Path, name: str, tests: Iterable[str]) -> Ended:
+        log = self.logs / f"{name}.log"
+        return self.warm.run(tree, log, SECONDS_PER_TEST, "-x", *tests, imports=["vllm"])
 
     def without(self, mutations: list[Mutation]) -> list[str]:
         """Run the tests of one file without an error; the files of tests/ that they import."""
         with self.tree() as tree:
             name = Path(mutations[0].test_file).stem
-            ended, lines = self.pytest(tree, name, sorted({m.test for m in mutations}))
+            ended = self.pytest(tree, name, sorted({m.test for m in mutations}))
         if ended.status:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{mutations[0].test_file} fails without any error planted (log: {ended.log})",
-                hint="correct the test, or name another in mutations.toml",
+                "correct the test, or name another in mutations.toml",
             )
-        return outcomes.files(lines)
+        return outcomes.files(ended.outcomes)
 
     def with_error(self, mutation: Mutation) -> dict[str, Any]:
         begin = time.monotonic()
@@ -166,7 +149,7 @@ class Trial:
             other = times.st_mtime + next(self.seconds)
             os.utime(path, (other, other))
             try:
-                ended, _ = self.pytest(tree, mutation.name, [mutation.test])
+                ended = self.pytest(tree, mutation.name, [mutation.test])
             finally:
                 path.write_text(original)
                 os.utime(path, (times.st_atime, times.st_mtime))
@@ -196,7 +179,7 @@ def run(command: Command) -> Exit:
     if args.only:
         unknown = set(args.only) - {mutation.name for mutation in mutations}
         if unknown:
-            raise table_error(f"mutations.toml has no {', '.join(sorted(unknown))}")
+            raise Exit.USAGE(f"mutations.toml has no {', '.join(sorted(unknown))}", TABLE_HINT)
         mutations = [mutation for mutation in mutations if mutation.name in args.only]
     with locked(paths.state / ".lock", args.wait):
         evidence.require_tree(base, paths)
@@ -230,10 +213,9 @@ def run(command: Command) -> Exit:
         evidence.write(data_file(base.name), report())
         command.say(f"{data_file(base.name)}: {len(mutations)} errors; run make pages")
     if missed:
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"not detected: {', '.join(missed)}",
-            hint="write a test that fails, and name it in mutations.toml",
+            "write a test that fails, and name it in mutations.toml",
         )
     return Exit.OK
 
@@ -261,7 +243,7 @@ def plant(
     with contextlib.ExitStack() as stack:
         warm = start(paths, plan.warm["libraries"], environment, logs, None)
         stack.callback(warm.close)
-        trial = Trial(warm, environment, logs, evidence.tree_of(base))
+        trial = Trial(warm, logs, evidence.tree_of(base))
         worktrees = Worktrees(paths)
         stack.callback(worktrees.close)
         for _ in range(jobs):
@@ -292,35 +274,31 @@ def page(bases: list[Base]) -> str:
         file = data_file(base.name)
         data = evidence.read_any(file, base)
         mutations = read_table(base.folder / "mutations.toml")
-        names = [entry["name"] for entry in data["outcomes"]]
-        if names != [mutation.name for mutation in mutations]:
-            odd = sorted(set(names) ^ {mutation.name for mutation in mutations})
-            raise SeriesError(
-                Exit.FAILED,
-                f"{file} is not of mutations.toml: {', '.join(odd) or 'another order'}",
-                hint="run make mutate",
-            )
-        caught = [entry for entry in data["outcomes"] if entry["by"] != "nothing"]
+        rows, names = data["outcomes"], [mutation.name for mutation in mutations]
+        found = [entry["name"] for entry in rows]
+        if found != names:
+            odd = ", ".join(sorted(set(found) ^ set(names))) or "another order"
+            raise Exit.FAILED(f"{file} is not of mutations.toml: {odd}", "run make mutate")
+        caught = [entry for entry in rows if entry["by"] != "nothing"]
         hangs = sum(entry["by"] == "hang" for entry in caught)
-        known = [entry for entry in data["outcomes"] if entry["key"]]
+        known = [entry for entry in rows if entry["key"]]
         older = sum(entry["tree"] != data["tree"] for entry in known)
-        unknown = len(names) - len(known)
         said = f"{len(caught)} of {len(names)} were detected"
         said += f", {hangs} of them by a test that then hung" if hangs else ""
-        said += f", in {sum(entry['seconds'] for entry in data['outcomes'])} s." if caught else "."
+        said += f", in {sum(entry['seconds'] for entry in rows)} s." if caught else "."
         lines += ["", f"## {base.name}", "", evidence.origin(data, base), said]
         if older:
             lines.append(
                 f"{older} outcomes are of earlier trees; since then neither the changed file nor "
                 "the test and what it imports of tests/ has changed."
             )
-        if unknown:
+        if unknown := len(names) - len(known):
             lines.append(
                 f"{unknown} outcomes are of an earlier tree, and whether their files have changed "
                 "since was not recorded; `make mutate` plants these errors again."
             )
         lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
-        for mutation, entry in zip(mutations, data["outcomes"], strict=True):
+        for mutation, entry in zip(mutations, rows, strict=True):
             test = f"`{mutation.test.split('/')[-1]}`"
             by = {"failure": test, "hang": f"{test} (hangs)"}.get(entry["by"], "**nothing**")
             lines.append(f"| {mutation.error} | `{Path(mutation.file).name}` | {by} |")

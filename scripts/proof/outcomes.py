@@ -6,8 +6,6 @@ A line is a JSON object: {"collected": 12} when pytest knows its tests, then for
 that crashes or hangs leaves the lines it got to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

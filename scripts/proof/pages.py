@@ -14,8 +14,6 @@ which holds the figures of one sitting on one card:
 A row of figures elsewhere in a document of FIGURES is an error: it has no run. `--check` compares.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Callable, Iterator
@@ -49,7 +47,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def wrong(text: str, hint: str) -> SeriesError:
-    return SeriesError(Exit.FAILED, text, hint=hint)
+    return Exit.FAILED(text, hint)
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> str:
@@ -108,7 +106,7 @@ def generate(file: Path) -> str:
     return new
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Write what is generated; with --check compare, and raise Exit.FAILED if it differs."""
     bases = [Base.load(file.parent.name) for file in sorted(ROOT.glob("patches/*/base.toml"))]
     whole = {ROOT / name: NOTE + make(bases) for name, make in PAGES.items()}
@@ -126,4 +124,3 @@ def run(command: Command) -> Exit:
     if command.args.check and changed:
         raise wrong(f"{', '.join(changed)}: not what the data gives", "run make pages")
     command.say(f"{len(texts)} documents are what their data gives")
-    return Exit.OK

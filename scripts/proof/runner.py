@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs stages: a process for each, forked from one that has imported what all of them import."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 from series import env as environments
 from series import kernels
 from series.config import ROOT, Paths
-from series.errors import Exit, SeriesError
+from series.errors import Exit
 from series.git import attempt, git
 
 from .warm import NO_IMPORT, Job, kill
@@ -43,6 +41,11 @@ class Ended(NamedTuple):
     def imported(self) -> bool:
         return self.status != NO_IMPORT
 
+    @property
+    def outcomes(self) -> Path:
+        """What `outcomes.Recorder` wrote, if the process ran pytest."""
+        return self.log.with_suffix(".jsonl")
+
     def tail(self) -> str:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-TAIL:])
 
@@ -50,14 +53,16 @@ class Ended(NamedTuple):
 class Warm:
     """The process to fork from; `modules` are what it imports first."""
 
-    def __init__(self, python: Path, modules: Iterable[str], env: Mapping[str, str], log: Path):
-        self.log = log
+    def __init__(
+        self, python: Path, modules: Iterable[str], environment: Mapping[str, str], log: Path
+    ) -> None:
+        self.environment, self.log = environment, log
         self.numbers = itertools.count()
         self.answers: dict[int, queue.SimpleQueue[dict[str, float]]] = {}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [str(python), str(Path(__file__).with_name("warm.py")), *modules],
-                env=dict(env),
+                env=dict(environment),
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -75,14 +80,45 @@ class Warm:
         for waiting in list(self.answers.values()):
             waiting.put({})  # it has ended
 
-    def run(self, job: Job, seconds: float) -> Ended:
-        """Fork for a job and wait for its end; after so many seconds it is killed."""
-        log, number = Path(job["log"]), next(self.numbers)
+    def run(
+        self,
+        tree: Path,
+        log: Path,
+        seconds: float,
+        *arguments: str,
+        script: Path | None = None,
+        imports: Iterable[str] = (),
+        models: Iterable[str] = (),
+    ) -> Ended:
+        """Fork for pytest or a script in a tree, and wait; after so many seconds it is killed.
+
+        The tree comes before everything else on the path.
+        """
+        root = tree.resolve()
+        if script is None:
+            options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(root)]
+            # The imports came first, so pytest meets its plugins' modules already loaded.
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+            arguments = (*options, *arguments)
+        # vLLM's records of models are of one tree; two trees would overwrite each other's.
+        cache = Path(self.environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
+        path = os.pathsep.join([str(root), str(ROOT / "scripts")])
+        number = next(self.numbers)
+        job: Job = {
+            "number": number,
+            "tree": str(root),
+            "environment": {**self.environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
+            "log": str(log.resolve()),
+            "imports": list(imports),
+            "models": list(models),
+            "script": str(script or ""),
+            "arguments": list(arguments),
+        }
         answers = self.answers[number] = queue.SimpleQueue()
         assert self.process.stdin is not None
         try:
             with self.writing:
-                self.process.stdin.write(json.dumps(job | {"number": number}) + "\n")
+                self.process.stdin.write(json.dumps(job) + "\n")
                 self.process.stdin.flush()
             started = answers.get()
             if "pid" in started:
@@ -95,10 +131,9 @@ class Warm:
                     return Ended(int(ended["status"]), log, ended["seconds"])
         except BrokenPipeError:
             pass
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"the process that stages are forked from has ended (log: {self.log})",
-            hint="the end of its log may say why: " + Ended(0, self.log).tail()[-300:],
+            "the end of its log may say why: " + Ended(0, self.log).tail()[-300:],
         )
 
     def close(self) -> None:
@@ -213,35 +248,6 @@ class Progress:
             self.say("")
 
 
-def job(
-    tree: Path,
-    environment: Mapping[str, str],
-    log: Path,
-    *,
-    imports: Iterable[str] = (),
-    models: Iterable[str] = (),
-    script: Path | None = None,
-    arguments: Iterable[str] = (),
-    outcomes: Path | None = None,
-) -> Job:
-    """A job in a tree: the tree comes before everything else on the path."""
-    root = tree.resolve()
-    # vLLM's records of models are of one tree; two trees would overwrite each other's.
-    cache = Path(environment["VLLM_CACHE_ROOT"]) / root.parent.name / root.name
-    path = os.pathsep.join([str(root), str(ROOT / "scripts")])
-    return {
-        "number": 0,
-        "tree": str(root),
-        "environment": {**environment, "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(cache)},
-        "log": str(log.resolve()),
-        "imports": list(imports),
-        "models": list(models),
-        "script": str(script or ""),
-        "arguments": list(arguments),
-        "outcomes": str(outcomes.resolve() if outcomes else ""),
-    }
-
-
 def start(
     paths: Paths,
     modules: Iterable[str],
@@ -250,6 +256,6 @@ def start(
     tree: Path | None,
 ) -> Warm:
     """A process to fork from; without a `tree` it has nothing of vLLM's on its path."""
-    path = [str(tree.resolve())] if tree else []
-    given = {**environment, "PYTHONPATH": os.pathsep.join([*path, str(ROOT / "scripts")])}
+    path = os.pathsep.join([*([str(tree.resolve())] if tree else []), str(ROOT / "scripts")])
+    given = {**environment, "PYTHONPATH": path}
     return Warm(environments.python(paths), modules, given, logs / "imports.log")

@@ -22,13 +22,13 @@ from typing import Any
 from series import engine, patches
 from series import env as environments
 from series.command import Command
-from series.config import ROOT, Base, Paths, parse_toml
-from series.errors import Exit, SeriesError
+from series.config import ROOT, Base, Paths, parse_toml, reading
+from series.errors import Exit
 from series.git import git
 from series.state import locked, write_atomic
 
 from . import evidence, outcomes
-from .runner import Ended, Progress, Warm, Worktrees, job, start
+from .runner import Ended, Progress, Warm, Worktrees, start
 
 # Each has an engine or two in its memory.
 MOST_JOBS = 4
@@ -94,48 +94,44 @@ class Plan:
     @classmethod
     def read(cls, file: Path, names: list[str] | None = None) -> Plan:
         """The plan; raise Exit.FAILED if it is not one for just these patches."""
-        try:
-            data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
+        with reading(file, "its head says what it holds", Exit.FAILED):
+            data = parse_toml(file.read_text(encoding="utf-8"))
+            tables = {
+                kind: {n: Stage(n, **table) for n, table in data.get(kind, {}).items()}
+                for kind in ("patch", "whole")
+            }
             plan = cls(
-                file,
-                {str(k): str(v) for k, v in data.get("environment", {}).items()},
-                [str(a) for a in data.get("prepare", {}).get("arguments", [])],
-                {"libraries": [], "tree": [], "models": [], **data.get("warm", {})},
-                {n: Stage(n, **table) for n, table in data.get("patch", {}).items()},
-                {n: Stage(n, **table) for n, table in data.get("whole", {}).items()},
-                {
+                file=file,
+                environment=data.get("environment", {}),
+                prepare=data.get("prepare", {}).get("arguments", []),
+                warm={"libraries": [], "tree": [], "models": [], **data.get("warm", {})},
+                patches=tables["patch"],
+                whole=tables["whole"],
+                compare={
                     n: Comparison(n, ROOT / table.pop("script"), **table)
                     for n, table in data.get("compare", {}).items()
                 },
-                {"tests": [], "needs": {}, **data.get("transformers", {})},
+                transformers={"tests": [], "needs": {}, **data.get("transformers", {})},
             )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise SeriesError(
-                Exit.FAILED, f"{file} cannot be read: {error}", hint="its head says what it holds"
-            ) from error
         if names is None:
             return plan
         lacking = [n for n in names if n not in plan.patches or not plan.patches[n].all().tests]
         if lacking:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{file} has no tests for {', '.join(lacking)}",
-                hint=f"add [patch.{lacking[0]}] with imports and tests",
+                f"add [patch.{lacking[0]}] with imports and tests",
             )
         foreign = [n for n in plan.patches if n not in names]
         if foreign:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{file} has tests for {', '.join(foreign)}, which the series does not list",
-                hint="remove the table, or correct its name",
+                "remove the table, or correct its name",
             )
         tests = [test for stage in plan.stages() for test in stage.all().tests]
         twice = sorted({test for test in tests if tests.count(test) > 1})
         if twice:
-            raise SeriesError(
-                Exit.FAILED,
-                f"{file} names {twice[0]} twice",
-                hint="leave it with the first patch that brings it",
+            raise Exit.FAILED(
+                f"{file} names {twice[0]} twice", "leave it with the first patch that brings it"
             )
         return dataclasses.replace(plan, patches={n: plan.patches[n] for n in names})
 
@@ -164,14 +160,6 @@ class Result:
         # The locked environment has all that the tests need: a skipped one hides something.
         return self.imports and not self.problem and not self.failed and not self.skipped
 
-    def judge(self) -> None:
-        """Hold the number of tests against the pinned one."""
-        if self.imports and not self.problem and self.ran != self.count:
-            self.problem = (
-                f"{self.ran} tests ran, tests.toml says {self.count}; if the change is meant, "
-                f"write count = {self.ran} (or use --write-counts)"
-            )
-
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `test-model` and `test-each`."""
@@ -185,17 +173,15 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         )
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Run the stages and print a table; raise Exit.FAILED if one did not pass."""
     base, paths, args = command.base, command.paths, command.args
     names = patches.names(base)
     plan = Plan.read(Path(args.stages or base.tests_file), names)
     if args.patch and args.patch not in names:
-        raise SeriesError(
-            Exit.USAGE, f"no patch {args.patch!r} in {base.series_file}", hint="see make status"
-        )
+        raise Exit.USAGE(f"no patch {args.patch!r} in {base.series_file}", "see make status")
     if not environments.read_stamp(paths).get("checked"):
-        raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
+        raise Exit.BUILD("the environment is not built", "run make build")
     model = args.verb == "test-model"
     long = model and args.long
     with locked(paths.state / ".lock", args.wait):
@@ -203,19 +189,16 @@ def run(command: Command) -> Exit:
         require_known_tests(plan, paths)
         begin = time.monotonic()
         runner = Runner(base, paths, plan, f"{args.verb}{'-long' if long else ''}", args)
-        if model:
-            stages = plan.stages()
-            compare = list(plan.compare.values())
-            if args.patch:
-                stages, compare = [plan.patches[args.patch].all()], []
-            else:
-                stages = [stage.long() for stage in stages] if long else stages
-                stages = [stage for stage in stages if stage.tests]
-                compare = [one for one in compare if one.long == long]
-            results = runner.model(stages, compare, dict(zip(names, commits, strict=True)))
+        of_patch = dict(zip(names, commits, strict=True))
+        if not model:
+            chosen = [args.patch] if args.patch else names
+            results = runner.each([(plan.patches[n].all(), of_patch[n]) for n in chosen])
+        elif args.patch:
+            results = runner.model([plan.patches[args.patch].all()], [], of_patch)
         else:
-            after = [(n, c) for n, c in zip(names, commits, strict=True) if args.patch in ("", n)]
-            results = runner.each([(plan.patches[n].all(), commit) for n, commit in after])
+            stages = [stage.long() if long else stage for stage in plan.stages()]
+            compare = [one for one in plan.compare.values() if one.long == long]
+            results = runner.model([s for s in stages if s.tests], compare, of_patch)
         # Still the same tree? A run lasts minutes, and the work tree is the user's.
         evidence.require_tree(base, paths)
         seconds = time.monotonic() - begin
@@ -238,8 +221,7 @@ def run(command: Command) -> Exit:
         f", tree {report['tree'][:12]}, {seconds:.0f} s"
     )
     if failed:
-        raise SeriesError(Exit.FAILED, f"failed: {', '.join(failed)}", hint="their output is above")
-    return Exit.OK
+        raise Exit.FAILED(f"failed: {', '.join(failed)}", "their output is above")
 
 
 def require_known_tests(plan: Plan, paths: Paths) -> None:
@@ -254,10 +236,9 @@ def require_known_tests(plan: Plan, paths: Paths) -> None:
         if Path(name).match("test_*.py") and not {name, *map(str, Path(name).parents)} & named
     ]
     if unnamed:
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"no stage of {plan.file} runs {', '.join(unnamed)}",
-            hint="add them to the patch that brings them",
+            "add them to the patch that brings them",
         )
     table = plan.file.with_name("mutations.toml")
     if table.is_file():
@@ -278,10 +259,9 @@ def prepare(plan: Plan, paths: Paths, environment: dict[str, str]) -> None:
             command, cwd=ROOT / "scripts", env=environment, stdout=sys.stderr, check=False
         )
         if done.returncode:
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{' '.join(command)} ended with {done.returncode}",
-                hint="its output is above; [prepare] of tests.toml names it",
+                "its output is above; [prepare] of tests.toml names it",
             )
 
 
@@ -313,15 +293,13 @@ class Runner:
                 warm = self._warm(stack, modules, tree)
             if compare:
                 other = self._warm(stack, libraries, None)
-            return self._all(
-                {
-                    **{s.name: functools.partial(self._stage, warm, s, tree) for s in stages},
-                    **{
-                        c.name: functools.partial(self._compare, other, c, commits.get(c.needs))
-                        for c in compare
-                    },
-                }
-            )
+            runs: dict[str, Callable[[], Result]] = {
+                s.name: functools.partial(self._stage, warm, s, tree) for s in stages
+            }
+            for one in compare:
+                needed = commits.get(one.needs)
+                runs[one.name] = functools.partial(self._compare, other, one, needed)
+            return self._all(runs)
 
     def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
         """Every stage on the tree after its patch, in a git worktree of its own."""
@@ -362,7 +340,11 @@ class Runner:
 
     def _end(self, result: Result, begin: float, logs: Sequence[Ended]) -> Result:
         """Say how a stage ended, with the end of the log of one that failed."""
-        result.judge()
+        if result.imports and not result.problem and result.ran != result.count:
+            result.problem = (
+                f"{result.ran} tests ran, tests.toml says {result.count}; if the change is meant, "
+                f"write count = {result.ran} (or use --write-counts)"
+            )
         result.seconds = round(time.monotonic() - begin, 1)
         if result.ok:
             verdict = f"{result.ran} tests, {result.seconds:.0f} s (tree {result.tree})"
@@ -377,24 +359,19 @@ class Runner:
         result = Result(
             stage.name, git(tree, "rev-parse", "--short=12", "HEAD^{tree}"), stage.count
         )
-        log, lines = (self.logs / f"{stage.name}.{kind}" for kind in ("log", "jsonl"))
-        self.progress.start(stage.name, lines)
-        arguments = ["-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        # The imports came first, so pytest meets its plugins' modules already loaded.
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        arguments += [fill(test, self.paths) for test in stage.tests]
-        work = job(
+        log = self.logs / f"{stage.name}.log"
+        self.progress.start(stage.name, log.with_suffix(".jsonl"))
+        ended = warm.run(
             tree,
-            self.environment,
             log,
+            stage.seconds,
+            "-rs",
+            *(fill(test, self.paths) for test in stage.tests),
             imports=["vllm", *stage.imports],
             models=self.plan.warm["models"],
-            arguments=arguments,
-            outcomes=lines,
         )
-        ended = warm.run(work, stage.seconds)
         result.imports, result.cpu = ended.imported, ended.cpu
-        for name, number in outcomes.count(lines).items():
+        for name, number in outcomes.count(ended.outcomes).items():
             setattr(result, name, number)
         if ended.hung:
             result.problem = f"not done after {stage.seconds} s (seconds in tests.toml)"
@@ -417,14 +394,8 @@ class Runner:
                 git(plain, "cherry-pick", "--no-commit", needed)
             for name, tree in (("without", plain), ("with", self.paths.tree)):
                 out = folder / f"{name}.json"
-                work = job(
-                    tree,
-                    self.environment,
-                    folder / f"{name}.log",
-                    script=one.script,
-                    arguments=[str(folder.resolve()), str(out.resolve())],
-                )
-                ended = warm.run(work, one.seconds)
+                log, places = folder / f"{name}.log", (str(folder.resolve()), str(out.resolve()))
+                ended = warm.run(tree, log, one.seconds, *places, script=one.script)
                 if ended.hung:
                     result.problem = f"{name} the series: not done after {one.seconds} s"
                 elif ended.status:
@@ -437,13 +408,8 @@ class Runner:
                 if result.problem:
                     return self._end(result, begin, [ended])
         result.imports = True
-        different = []
-        for model, expected in answers[0].items():
-            if answers[1].get(model) == expected:
-                result.passed += 1
-            else:
-                result.failed += 1
-                different.append(model)
+        different = [m for m, given in answers[0].items() if answers[1].get(m) != given]
+        result.passed, result.failed = len(answers[0]) - len(different), len(different)
         if different:
             result.problem = f"different: {', '.join(different)}; see {folder}"
         return self._end(result, begin, [])
@@ -452,12 +418,15 @@ class Runner:
 def table(results: list[Result], command: Command) -> None:
     """One line a stage."""
     width = max((len(result.name) for result in results), default=5)
-    head = ("tree", "import", "passed", "failed", "skipped", "seconds")
-    command.say(" ".join([f"{'stage':{width}}  {head[0]:12}", *(f"{h:>7}" for h in head[1:])]))
+
+    def line(name: str, tree: str, *cells: object) -> str:
+        return " ".join([f"{name:{width}}  {tree:12}", *(f"{cell:>7}" for cell in cells)])
+
+    command.say(line("stage", "tree", "import", "passed", "failed", "skipped", "seconds"))
     for r in results:
-        cells = ("ok" if r.imports else "FAILS", r.passed, r.failed, r.skipped, f"{r.seconds:.0f}")
-        row = [f"{r.name:{width}}  {r.tree:12}", *(f"{cell:>7}" for cell in cells)]
-        command.say(" ".join(row) + ("" if r.ok else "  FAILED"))
+        imports, seconds = "ok" if r.imports else "FAILS", f"{r.seconds:.0f}"
+        row = line(r.name, r.tree, imports, r.passed, r.failed, r.skipped, seconds)
+        command.say(row + ("" if r.ok else "  FAILED"))
 
 
 def write_counts(plan: Plan, results: list[Result], *, long: bool) -> None:

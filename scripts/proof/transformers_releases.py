@@ -7,8 +7,6 @@ checkpoint, which the environment's own transformers made, and runs the tests th
 of tests.toml names. `--lock` renews the locks.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
@@ -22,7 +20,7 @@ from series import engine, index, tools
 from series import env as environments
 from series.command import Command
 from series.config import ROOT, Base, Paths
-from series.errors import Exit, SeriesError
+from series.errors import Exit
 from series.state import locked
 
 from . import evidence, outcomes
@@ -116,9 +114,7 @@ def call(paths: Paths, overlay: Path | None, log: Path, *words: str) -> int:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise SeriesError(
-                Exit.FAILED, f"not done after {SECONDS} s (log: {log})", hint="see its end"
-            ) from error
+            raise Exit.FAILED(f"not done after {SECONDS} s (log: {log})", "see its end") from error
     return done.returncode
 
 
@@ -133,13 +129,9 @@ def run_release(base: Base, paths: Paths, plan: Plan, release: str) -> dict[str,
     status = call(paths, overlay, log, *words)
     given = evidence.load(out)
     if not given or status > 1:
-        raise SeriesError(
-            Exit.FAILED, f"transformers {release} ended with {status}", hint=f"see {log}"
-        )
+        raise Exit.FAILED(f"transformers {release} ended with {status}", f"see {log}")
     if given["version"] != release:
-        raise SeriesError(
-            Exit.FAILED, f"transformers {given['version']} ran instead of {release}", hint=str(log)
-        )
+        raise Exit.FAILED(f"transformers {given['version']} ran instead of {release}", str(log))
     tests = outcomes.read(out.with_suffix(".jsonl"))
     kinds = ("passed", "failed", "skipped")
     names = {k: [t.node.rpartition("::")[2] for t in tests if t.outcome == k] for k in kinds}
@@ -193,9 +185,7 @@ def run(command: Command) -> Exit:
         if evidence.load(folder / "checkpoint.json").get("tree") != about["tree"]:
             folder.mkdir(parents=True, exist_ok=True)
             if call(paths, None, folder / "checkpoint.log", "make", str(folder / "checkpoint")):
-                raise SeriesError(
-                    Exit.FAILED, "no checkpoint was made", hint=f"see {folder}/checkpoint.log"
-                )
+                raise Exit.FAILED("no checkpoint was made", f"see {folder}/checkpoint.log")
             evidence.write(folder / "checkpoint.json", about)
 
         def one(release: str) -> dict[str, Any]:
@@ -216,7 +206,7 @@ def run(command: Command) -> Exit:
         evidence.write(data_file(base.name), report)
     wrong = [f"transformers {row['version']}: {text}" for row in found for text in row["wrong"]]
     if wrong:
-        raise SeriesError(Exit.FAILED, ", ".join(wrong), hint=f"the logs are in {folder}")
+        raise Exit.FAILED(", ".join(wrong), f"the logs are in {folder}")
     return Exit.OK
 
 
@@ -229,10 +219,9 @@ def page(bases: list[Base]) -> str:
     for base in bases:
         data = evidence.read_any(data_file(base.name), base)
         if [row["version"] for row in data["releases"]] != releases(base):
-            raise SeriesError(
-                Exit.FAILED,
+            raise Exit.FAILED(
                 f"{data_file(base.name)} has other releases than {base.locks}",
-                hint="run make transformers",
+                "run make transformers",
             )
         requests = max(row["requests"] for row in data["releases"])
         lines += [

@@ -5,8 +5,6 @@ python -m proof.transformers_worker make CHECKPOINT
 python -m proof.transformers_worker run CHECKPOINT OUT.json TEST...
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -48,34 +46,13 @@ def run(checkpoint: Path, out: Path, tests: list[str]) -> int:
     """The release on the path generates, then the tests run."""
     import pytest
     import transformers
-    from vllm import LLM, SamplingParams
 
     from .outcomes import Recorder
+    from .unchanged import generate
 
-    llm = LLM(
-        model=str(checkpoint),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=512,
-        max_num_seqs=4,
-        limit_mm_per_prompt={"image": 2, "video": 1},
-        seed=0,
-    )
-    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
-    answers = []
-    for output in llm.generate(make_requests(), sampling, use_tqdm=False):
-        (answer,) = output.outputs
-        ids = list(answer.token_ids)
-        steps = zip(answer.logprobs or [], ids, strict=True)
-        answers.append(
-            {
-                "prompt": output.prompt_token_ids,
-                "tokens": ids,
-                "logprobs": [step[token].logprob for step, token in steps],
-            }
-        )
-    result = {"version": transformers.__version__, "answers": answers}
-    out.write_text(json.dumps(result))
+    options = {"max_num_seqs": 4, "limit_mm_per_prompt": {"image": 2, "video": 1}}
+    answers = generate(checkpoint, make_requests(), NUM_TOKENS, **options)
+    out.write_text(json.dumps({"version": transformers.__version__, "answers": answers}))
     arguments = ["-q", "-p", "no:cacheprovider", *tests]
     return int(pytest.main(arguments, plugins=[Recorder(out.with_suffix(".jsonl"))]))
 

@@ -9,8 +9,6 @@ run before a fork but imports: no engine, no thread. Standard input has a line o
 its input does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import gc
@@ -46,7 +44,6 @@ class Job(TypedDict):
     models: list[str]
     script: str
     arguments: list[str]
-    outcomes: str
 
 
 def descendants(pid: int) -> list[int]:
@@ -201,7 +198,7 @@ def run(job: Job) -> int:
 
     from proof.outcomes import Recorder
 
-    plugins: list[Any] = [Recorder(Path(job["outcomes"]))]
+    plugins: list[Any] = [Recorder(Path(job["log"]).with_suffix(".jsonl"))]
     return int(pytest.main(job["arguments"], plugins=plugins))
 
 

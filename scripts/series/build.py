@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`build`: the environment, the kernels and vLLM installed from the work tree."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import time
@@ -13,7 +11,7 @@ from . import cuda, engine, kernels, settings, tree
 from . import env as environments
 from .command import Command
 from .config import Paths
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import git
 from .steps import Steps
 
@@ -46,7 +44,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Bring environment, kernels and installation up to date; say so if they were."""
     base, paths, args = command.base, command.paths, command.args
     steps = Steps(paths.state / "logs", quiet=args.json)
@@ -64,10 +62,9 @@ def run(command: Command) -> Exit:
             steps.say("check: the kernels load")
             check(paths, steps, device, files)
             if _edited(paths) != edited:
-                raise SeriesError(
-                    Exit.BUILD,
+                raise Exit.BUILD(
                     f"the build left files in {paths.tree} that git does not ignore",
-                    hint="see git status there, and report it",
+                    "see git status there, and report it",
                 )
             environments.write_stamp(paths, checked=[device, args.kernels])
             steps.say(f"built in {time.monotonic() - start:.0f} s: {environments.python(paths)}")
@@ -79,7 +76,6 @@ def run(command: Command) -> Exit:
         "kernels": args.kernels,
         "python": str(environments.python(paths)),
     }
-    return Exit.OK
 
 
 def _edited(paths: Paths) -> str:
@@ -90,19 +86,18 @@ def _plan(command: Command, steps: Steps) -> tuple[str, str]:
     """The device and its architectures; raise before anything is downloaded if it cannot work."""
     paths, args = command.paths, command.args
     if args.jobs < 0:
-        raise SeriesError(Exit.USAGE, f"JOBS={args.jobs} is no number of jobs", hint="write JOBS=2")
+        raise Exit.USAGE(f"JOBS={args.jobs} is no number of jobs", "write JOBS=2")
     device = args.device
     if device == "auto":
         device = "cuda" if cuda.has_gpu() else "cpu"
         steps.say(f"device: {device} (DEVICE=auto)")
     if device == "cuda" and args.torch_index:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             "TORCH_INDEX is for torch's CPU build",
-            hint="add DEVICE=cpu, or forget it with TORCH_INDEX= empty",
+            "add DEVICE=cpu, or forget it with TORCH_INDEX= empty",
         )
     if not (paths.tree / ".git").exists():
-        raise SeriesError(Exit.DIRTY, f"there is no work tree {paths.tree}", hint="run make apply")
+        raise Exit.DIRTY(f"there is no work tree {paths.tree}", "run make apply")
     kernels.check_machine(cpu=device == "cpu")
     if device == "cpu":
         kernels.compiler()

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind the Makefile."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib
@@ -74,7 +72,7 @@ class Parser(argparse.ArgumentParser):
     """One line for a wrong option, like for every other error."""
 
     def error(self, message: str) -> NoReturn:
-        raise SeriesError(Exit.USAGE, message, hint="see --help, or make help")
+        raise Exit.USAGE(message, "see --help, or make help")
 
 
 def overview() -> str:
@@ -112,7 +110,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments[1:])
 
 
-def function_of(name: str) -> Callable[[Command], Exit]:
+def function_of(name: str) -> Callable[[Command], Exit | None]:
+    """What a verb does; it returns a status, or nothing if all is well."""
     module = importlib.import_module(VERBS[name].module)
     function: Any = getattr(module, name, None) or module.run
     return function  # type: ignore[no-any-return]
@@ -143,7 +142,7 @@ def _run(arguments: list[str]) -> tuple[Exit, dict[str, Any]]:
         args = parse(arguments)
         command = Command(args)
         settings.resolve(args, command.paths, keep=args.verb in KEEP)
-        return function_of(args.verb)(command), command.report
+        return function_of(args.verb)(command) or Exit.OK, command.report
     except SeriesError as error:
         code, report = error.code, {"error": error.what, "hint": error.hint}
     except BrokenPipeError:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every verb gets: its options, the base, the folders and a way to report."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys
@@ -11,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .config import Base, Paths
+from . import fetch
+from .config import Artifact, Base, Paths
 from .state import locked, make_build_folder
 
 
@@ -48,14 +47,22 @@ class Command:
 
     def fetch(self, base: Base | None = None) -> Path:
         """The verified source archive of the base (or another), fetched if it is not there."""
-        from . import fetch
-
         base = base or self.base
+        if self.args.source != "git":
+            return self.fetch_file(base, base.archive)
+        with self._downloading():
+            return fetch.fetch_git(base, self.paths)
+
+    def fetch_file(self, base: Base, pinned: Artifact) -> Path:
+        """A verified file of a release, fetched if it is not there."""
+        with self._downloading():
+            return fetch.fetch(base, pinned, self.paths, self.sources())
+
+    @contextmanager
+    def _downloading(self) -> Iterator[None]:
         make_build_folder(self.paths.build)
         with locked(self.paths.downloads / ".lock", self.args.wait):
-            if self.args.source == "git":
-                return fetch.fetch_git(base, self.paths)
-            return fetch.fetch_archive(base, self.paths, sources=self.sources())
+            yield
 
     def origin(self) -> str:
         """What the base commit is built from, for the record of an apply."""

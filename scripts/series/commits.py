@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The series as commits of a scratch repository, and as the patch files written from them."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
+import subprocess
+import tarfile
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 from .config import Base
-from .errors import Exit, SeriesError
-from .git import ATTRIBUTES, FORMAT, attempt, first_line, git
+from .errors import Exit
+from .git import ATTRIBUTES, FORMAT, WHO, attempt, environment, first_line, git
 from .patches import Locked
-from .source import import_archive
 
 DOES_NOT_APPLY = "see docs/maintain/workflow.md#a-patch-does-not-apply"
 
@@ -29,14 +29,79 @@ def init(repo: Path) -> None:
     (repo / ".git/info/attributes").write_text(ATTRIBUTES)
 
 
+# ---- the pinned source ----
+
+
+def import_archive(base: Base, archive: Path, repo: Path) -> None:
+    """Make the base commit on the branch `series` of `repo`.
+
+    `git fast-import` takes the bytes as they are: no filter, .gitignore or umask can change them.
+    """
+    importer = subprocess.Popen(
+        ["git", "-c", "core.compression=1", "fast-import", "--quiet", "--done", "--depth=0"],
+        cwd=repo,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert importer.stdin is not None and importer.stderr is not None
+    reason = ""
+    try:
+        with importer.stdin as out, tarfile.open(archive) as stream:
+            _write_commit(base, stream, out)
+    except BrokenPipeError:
+        pass  # it has ended, and says why
+    except (tarfile.TarError, EOFError, OSError) as error:
+        reason = str(error)
+    finally:
+        message = importer.stderr.read()
+        code = importer.wait()
+    if code or reason:
+        raise Exit.SOURCE(
+            f"{archive.name} cannot be imported ({reason or first_line(message)})",
+            "check the disk, and run it again",
+        )
+
+
+def _write_commit(base: Base, stream: tarfile.TarFile, out: IO[bytes]) -> None:
+    message = f"{base.package} {base.version}\n".encode()
+    out.write(f"commit refs/heads/series\nauthor {WHO}\ncommitter {WHO}\n".encode())
+    out.write(b"data %d\n%s\n" % (len(message), message))
+    for member in stream:
+        # An sdist and `git archive --prefix` both put everything into one folder.
+        path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+        if member.isdir() or _is_generated(base, str(path)):
+            continue
+        if member.name.startswith("/") or {"..", ".git"} & set(path.parts) or not path.parts:
+            raise Exit.SOURCE(f"unsafe path in the source archive: {member.name}")
+        if member.issym():
+            mode, data = "120000", member.linkname.encode()
+        elif member.isfile():
+            handle = stream.extractfile(member)
+            assert handle is not None
+            mode, data = ("100755" if member.mode & 0o100 else "100644"), handle.read()
+        else:
+            raise Exit.SOURCE(f"not a file in the source archive: {member.name}")
+        quoted = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        out.write(f'M {mode} inline "{quoted}"\n'.encode("utf-8", "surrogateescape"))
+        out.write(b"data %d\n%s\n" % (len(data), data))
+    out.write(b"done\n")
+
+
+def _is_generated(base: Base, path: str) -> bool:
+    return any(path == g or (g.endswith("/") and path.startswith(g)) for g in base.generated)
+
+
+# ---- the patches ----
+
+
 def exported(repo: Path) -> list[bytes]:
     """The commits after `base` as patch files, oldest first."""
     merges = git(repo, "rev-list", "--merges", "base..HEAD")
     if merges or attempt(repo, "merge-base", "--is-ancestor", "base", "HEAD").returncode:
-        raise SeriesError(
-            Exit.PATCH,
+        raise Exit.PATCH(
             f"the commits of {repo} are not a straight line from the tag base",
-            hint="rebase them: git rebase --onto base <first commit>^",
+            "rebase them: git rebase --onto base <first commit>^",
         )
     with tempfile.TemporaryDirectory(dir=repo / ".git") as folder:
         git(repo, "format-patch", "--quiet", *FORMAT, "-o", folder, "base..HEAD")
@@ -52,10 +117,9 @@ def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
         for name, mail in mails.items():
             mail.write_bytes(patches[name])
             if attempt(repo, "apply", "--numstat", mail).returncode:
-                raise SeriesError(
-                    Exit.PATCH,
+                raise Exit.PATCH(
                     f"{name}.patch is corrupted: git cannot read it",
-                    hint="restore it with git checkout, or export it again",
+                    "restore it with git checkout, or export it again",
                 )
         done = attempt(repo, "am", "--quiet", "--keep", "--keep-cr", "--no-3way", *mails.values())
         # Counted, because git am can succeed and yet leave out a patch.
@@ -63,15 +127,12 @@ def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:
         if done.returncode or applied != len(patches):
             name = list(patches)[min(applied, len(patches) - 1)]
             if not attempt(repo, "apply", "--check", "--reverse", mails[name]).returncode:
-                raise SeriesError(
-                    Exit.PATCH,
+                raise Exit.PATCH(
                     f"{name}.patch changes nothing: the source already has it",
-                    hint="remove it from series",
+                    "remove it from series",
                 )
             reason = first_line(done.stderr).removeprefix("error: ")
-            raise SeriesError(
-                Exit.PATCH, f"{name}.patch does not apply ({reason})", hint=DOES_NOT_APPLY
-            )
+            raise Exit.PATCH(f"{name}.patch does not apply ({reason})", DOES_NOT_APPLY)
     _refuse_offsets(patches, exported(repo))
 
 
@@ -81,11 +142,10 @@ def _refuse_offsets(patches: dict[str, bytes], again: list[bytes]) -> None:
         if data != other:
             pairs = itertools.zip_longest(data.split(b"\n"), other.split(b"\n"))
             line = next(n for n, (one, two) in enumerate(pairs, start=1) if one != two)
-            raise SeriesError(
-                Exit.PATCH,
+            raise Exit.PATCH(
                 f"{name}.patch applies only with an offset, or is not what export writes"
                 f" (line {line})",
-                hint=DOES_NOT_APPLY,
+                DOES_NOT_APPLY,
             )
 
 
@@ -110,23 +170,19 @@ def compare_lock(base: Base, built: Locked, *, whole: bool = True) -> None:
     if lock is None:
         return
     if lock.base != built.base:
-        raise SeriesError(
-            Exit.LOCK,
+        raise Exit.LOCK(
             f"the source's tree is {built.base}, {base.lock_file} says {lock.base}",
-            hint="is base.toml of another release? then remove series.lock and export again",
+            "is base.toml of another release? then remove series.lock and export again",
         )
     hint = "if the change is meant, remove series.lock, then make apply export"
     order = list(lock.patches)
     if (order if whole else order[: len(built.patches)]) != list(built.patches):
-        raise SeriesError(
-            Exit.LOCK, f"{base.lock_file} lists other patches than {base.series_file}", hint=hint
-        )
+        raise Exit.LOCK(f"{base.lock_file} lists other patches than {base.series_file}", hint)
     for name, row in built.patches.items():
         if row != lock.patches[name]:
-            raise SeriesError(
-                Exit.LOCK,
+            raise Exit.LOCK(
                 f"the tree after {name} is {row[1]}, {base.lock_file} says {lock.patches[name][1]}",
-                hint=hint,
+                hint,
             )
 
 

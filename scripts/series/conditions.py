@@ -5,15 +5,13 @@ The grammar is in docs/maintain/patch-format.md#trailer-drop-when. An answer is 
 None where only a test that was not run could tell.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import Exit, SeriesError
+from .errors import Exit
 
 _PATH = r"(?P<path>[\w.+-]+(?:/[\w.+-]+)*)"
 _NAME = r"(?P<what>[^\W\d]\w*(?:\.[^\W\d]\w*)*(?:\([^\W\d]\w*\))?)"
@@ -72,7 +70,7 @@ def version_key(version: str) -> tuple[tuple[int, ...], bool]:
     """Sorts versions; one before its release (a, b, rc, dev) stands below it."""
     match = re.match(r"v?(\d+(?:\.\d+)*)(?:[.-]?(a|b|rc|dev))?", version)
     if match is None:
-        raise SeriesError(Exit.USAGE, f"{version!r} is no version", hint="write it like 0.20.0")
+        raise Exit.USAGE(f"{version!r} is no version", "write it like 0.20.0")
     numbers = [int(number) for number in match[1].split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()
@@ -119,10 +117,9 @@ class Tree:
             try:
                 self._modules[path] = ast.parse((self.folder / path).read_bytes())
             except (SyntaxError, ValueError) as error:
-                raise SeriesError(
-                    Exit.FAILED,
+                raise Exit.FAILED(
                     f"{path} of {self.version} cannot be read as Python: {error}",
-                    hint="use a newer Python for PYTHON=, or a `text` condition",
+                    "use a newer Python for PYTHON=, or a `text` condition",
                 ) from error
         return self._modules[path]
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import Exit, SeriesError
+from .errors import Exit
 
 ROOT = Path(os.environ.get("SERIES_ROOT") or Path(__file__).resolve().parents[2])
 
@@ -24,13 +26,21 @@ def parse_toml(text: str) -> dict[str, Any]:
         try:
             toml = importlib.import_module("pip._vendor.tomli")
         except ModuleNotFoundError:
-            raise SeriesError(
-                Exit.USAGE,
+            raise Exit.USAGE(
                 "Python 3.10 cannot read TOML without the package tomli",
-                hint="set PYTHON= to a newer Python, or install tomli",
+                "set PYTHON= to a newer Python, or install tomli",
             ) from None
     table: dict[str, Any] = toml.loads(text)
     return table
+
+
+@contextlib.contextmanager
+def reading(file: Path, hint: str, code: Exit = Exit.USAGE) -> Iterator[None]:
+    """Turn what goes wrong while `file` is read into an error that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise code(f"{file} cannot be read: {error!r}", hint) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +116,14 @@ class Base:
         file = folder / "base.toml"
         if not file.is_file():
             known = sorted(p.parent.name for p in (root / "patches").glob("*/base.toml"))
-            raise SeriesError(
-                Exit.USAGE,
+            raise Exit.USAGE(
                 f"no base {name!r}: {file.relative_to(root)} does not exist",
-                hint=f"use BASE= with one of {', '.join(known) or 'none yet'}",
+                f"use BASE= with one of {', '.join(known) or 'none yet'}",
             )
-        try:
-            data: dict[str, Any] = parse_toml(file.read_text(encoding="utf-8"))
+        with reading(
+            file.relative_to(root), "compare it with docs/maintain/patch-format.md#basetoml"
+        ):
+            data = parse_toml(file.read_text(encoding="utf-8"))
             wheel = data.get("wheel")
             return cls(
                 name=name,
@@ -128,12 +139,6 @@ class Base:
                 torch=data["build"]["torch"],
                 python=Pythons.parse(data["build"]["python"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise SeriesError(
-                Exit.USAGE,
-                f"{file.relative_to(root)} cannot be read: {error!r}",
-                hint="compare it with docs/maintain/patch-format.md#basetoml",
-            ) from error
 
 
 @dataclasses.dataclass(frozen=True)

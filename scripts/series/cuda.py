@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's CUDA kernels: the pinned release's own binaries, or compiled by vLLM's build."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib
@@ -10,17 +8,16 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
 
 from . import env as environments
 from . import kernels
 from .config import Base, Paths
-from .errors import Exit, SeriesError
-from .fetch import fetch_wheel
+from .errors import Exit
+from .fetch import fetch
 from .git import git
-from .steps import Progress, Steps
+from .steps import Progress, Steps, ask
 
 # The parts that vLLM's CMake takes from GitHub: where it says so, and the variable that names a
 # local copy instead.
@@ -31,32 +28,17 @@ PARTS = {
     "triton_kernels": ("cmake/external_projects/triton_kernels.cmake", "TRITON_KERNELS_SRC_DIR"),
     "flash-attention": ("cmake/external_projects/vllm_flash_attn.cmake", "VLLM_FLASH_ATTN_SRC_DIR"),
 }
-PROBE_SECONDS = 20
 _TOOLKIT = "install the CUDA {} toolkit and set CUDA_HOME, or use KERNELS=precompiled"
 
 
 def has_gpu() -> bool:
     """Whether the NVIDIA driver is loaded and reports a GPU."""
-    try:
-        if any(Path("/proc/driver/nvidia/gpus").iterdir()):
-            return True
-    except OSError:
-        pass
-    return bool(_nvidia_smi("name"))
+    gpus = Path("/proc/driver/nvidia/gpus")
+    return (gpus.is_dir() and any(gpus.iterdir())) or bool(_nvidia_smi("name"))
 
 
 def _nvidia_smi(query: str) -> list[str]:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.split() if done.returncode == 0 else []
+    return ask("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").split()
 
 
 # ---- KERNELS=precompiled ----
@@ -66,20 +48,19 @@ def refuse_other_sources(tree: Path) -> None:
     """Raise if the kernels' sources are not those that the release's binaries come from."""
     changed = git(tree, "diff", "--name-only", "base", "--", *kernels.SOURCES, "setup.py")
     if changed:
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"the release's kernels do not fit: {changed.splitlines()[0]} differs from the base",
-            hint="use KERNELS=source, which compiles the work tree's own",
+            "use KERNELS=source, which compiles the work tree's own",
         )
 
 
 def precompiled(base: Base, paths: Paths, steps: Steps, sources: Path | None) -> dict[str, Path]:
     """The files that the release's wheel has and its source has not, by path in the work tree."""
     if base.wheel is None:
-        raise SeriesError(Exit.SOURCE, f"{base.name} names no wheel", hint="use KERNELS=source")
+        raise Exit.SOURCE(f"{base.name} names no wheel", "use KERNELS=source")
     folder = paths.kernels / f"wheel-{base.wheel.sha256[:32]}"
     if not folder.is_dir():
-        wheel = fetch_wheel(base, paths, sources=sources)
+        wheel = fetch(base, base.wheel, paths, sources)
         source = set(git(paths.tree, "ls-tree", "-r", "--name-only", "base").splitlines())
         ready = paths.state / "wheel"
         shutil.rmtree(ready, ignore_errors=True)
@@ -124,18 +105,16 @@ def unpack(wheel: Path, folder: Path, source: set[str]) -> int:
                         out.write(block)
                 actual = base64.urlsafe_b64encode(hashed.digest()).rstrip(b"=").decode()
                 if listed.get(name) != f"sha256={actual}":
-                    raise SeriesError(
-                        Exit.SOURCE,
+                    raise Exit.SOURCE(
                         f"{name} in {wheel.name} is not the file that the wheel's RECORD lists",
-                        hint=f"remove {wheel} and run it again",
+                        f"remove {wheel} and run it again",
                     )
                 count += 1
             progress.done()
     except (zipfile.BadZipFile, StopIteration, OSError, EOFError) as error:
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"{wheel.name} cannot be read ({error or 'it has no RECORD'})",
-            hint=f"remove {wheel} and run it again",
+            f"remove {wheel} and run it again",
         ) from error
     return count
 
@@ -147,16 +126,13 @@ def architectures(wanted: str) -> str:
     """CUDA_ARCHS as TORCH_CUDA_ARCH_LIST; those of this machine's GPUs if none are named."""
     names = re.split(r"[\s,;]+", wanted.strip()) if wanted.strip() else _nvidia_smi("compute_cap")
     if not names:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             "no GPU here to compile for",
-            hint="name the architectures: CUDA_ARCHS=9.0 for H100 and H200, 8.0 for A100",
+            "name the architectures: CUDA_ARCHS=9.0 for H100 and H200, 8.0 for A100",
         )
     for name in names:
         if not re.fullmatch(r"\d{1,2}\.\d[af]?(\+PTX)?", name):
-            raise SeriesError(
-                Exit.USAGE, f"CUDA_ARCHS: {name!r} is no architecture", hint="write for example 9.0"
-            )
+            raise Exit.USAGE(f"CUDA_ARCHS: {name!r} is no architecture", "write for example 9.0")
     return ";".join(dict.fromkeys(names))
 
 
@@ -167,67 +143,40 @@ def compiler(need: str = "12") -> Path:
     if not home and not nvcc.is_file():
         nvcc = Path(shutil.which("nvcc") or nvcc).resolve()
     if not nvcc.is_file():
-        raise SeriesError(
-            Exit.BUILD, f"no CUDA compiler: {nvcc} is missing", hint=_TOOLKIT.format(need)
-        )
+        raise Exit.BUILD(f"no CUDA compiler: {nvcc} is missing", _TOOLKIT.format(need))
     return nvcc
 
 
 def toolkit(need: str) -> Path:
     """The CUDA toolkit's folder; its major version must be that of `need`, torch's own."""
     nvcc = compiler(need)
-    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    match = re.search(r"release (\d+)\.(\d+)", shown)
+    match = re.search(r"release (\d+)\.(\d+)", ask(nvcc, "--version"))
     if not match or match[1] != need.split(".")[0]:
         version = f"CUDA {match[1]}.{match[2]}" if match else "of an unknown version"
-        raise SeriesError(
-            Exit.BUILD,
-            f"{nvcc} is {version}, torch is built with {need}",
-            hint=_TOOLKIT.format(need),
-        )
+        raise Exit.BUILD(f"{nvcc} is {version}, torch is built with {need}", _TOOLKIT.format(need))
     return nvcc.parents[1]
 
 
-def unreachable_parts(tree: Path, environ: dict[str, str]) -> dict[str, str]:
-    """The parts that can be had neither from a local copy nor from their repository.
-
-    The value says why: the variable names no folder, or git cannot read the repository.
-    """
-    lost: dict[str, str] = {}
-    for part, (file, variable) in PARTS.items():
-        local = environ.get(variable)
-        if local:
-            if not Path(local).is_dir():
-                lost[part] = f"{variable}={local} is no folder"
-            continue
-        path = tree / file
-        match = re.search(r"^\s*GIT_REPOSITORY\s+(\S+)", path.read_text(), re.MULTILINE)
-        if match is None:
-            continue
-        try:
-            done = subprocess.run(
-                ["git", "ls-remote", "--quiet", match[1], "HEAD"],
-                capture_output=True,
-                timeout=PROBE_SECONDS,
-                env={**environ, "GIT_TERMINAL_PROMPT": "0"},
-                check=False,
-            )
-            reached = done.returncode == 0
-        except subprocess.TimeoutExpired:
-            reached = False
-        if not reached:
-            lost[part] = f"{match[1]} is out of reach and {variable} is not set"
-    return lost
-
-
 def check_parts(tree: Path) -> None:
-    """Raise at once, not after an hour of compiling, if a part cannot be had."""
-    lost = unreachable_parts(tree, dict(os.environ))
+    """Raise at once, not after an hour of compiling, if a part cannot be had.
+
+    It is had from a local copy, or from its repository if git can read that.
+    """
+    lost = []
+    for file, variable in PARTS.values():
+        text = (tree / file).read_text(encoding="utf-8")
+        match = re.search(r"^\s*GIT_REPOSITORY\s+(\S+)", text, re.MULTILINE)
+        if local := os.environ.get(variable):
+            if not Path(local).is_dir():
+                lost.append(f"{variable}={local} is no folder")
+        elif match and not ask(
+            "git", "ls-remote", match[1], "HEAD", env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        ):
+            lost.append(f"{match[1]} is out of reach and {variable} is not set")
     if lost:
-        raise SeriesError(
-            Exit.SOURCE,
-            f"KERNELS=source needs parts that are out of reach: {'; '.join(lost.values())}",
-            hint="set the variables to local copies (docs/use/building.md#cuda-from-source), or "
+        raise Exit.SOURCE(
+            f"KERNELS=source needs parts that are out of reach: {'; '.join(lost)}",
+            "set the variables to local copies (docs/use/building.md#cuda-from-source), or "
             "use KERNELS=precompiled",
         )
 
@@ -255,6 +204,4 @@ def torch_cuda(paths: Paths) -> str:
         match = re.search(r"^cuda[^=]*= '([\d.]+)'", file.read_text(), re.MULTILINE)
         if match:
             return match[1]
-    raise SeriesError(
-        Exit.BUILD, f"{environments.python(paths)} has no CUDA torch", hint="remove TORCH_INDEX"
-    )
+    raise Exit.BUILD(f"{environments.python(paths)} has no CUDA torch", "remove TORCH_INDEX")

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`diff`: what a change does to the series, as a range-diff of its commits."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
-import io
 import re
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -15,9 +11,10 @@ from . import patches as files
 from .command import Command
 from .commits import apply_patches, copy_base, import_base
 from .config import ROOT, Base
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import attempt, first_line, git
 from .patches import Mail
+from .state import unpack
 
 # What range-diff says of two commits: `1:  0a1b ! 2:  2c3d subject`, `-` where there is none.
 _PAIR = re.compile(r" *(\d+|-): +\S+ ([=!<>]) +(\d+|-): ")
@@ -29,7 +26,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stat", action="store_true", help="the summary alone")
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Say which patches came, went, moved, or have other contents since REV, and how."""
     now, scratch = command.base, command.paths.state / ".diff"
     with tempfile.TemporaryDirectory() as temporary, command.lock(".check.lock"):
@@ -38,7 +35,7 @@ def run(command: Command) -> Exit:
         if (old.archive, list(before.items())) == (now.archive, list(after.items())):
             command.report = {"changes": []}
             command.say(f"the series is as it was at {command.args.rev}")
-            return Exit.OK
+            return
         import_base(now, command.fetch(), scratch / "now")
         if old.archive == now.archive:
             copy_base(scratch / "now", scratch / "old")
@@ -54,23 +51,19 @@ def run(command: Command) -> Exit:
         command.say(f"{change['what']:8} {change['name']}")
     if not command.args.stat:
         command.say(f"\n{text}")
-    return Exit.OK
 
 
 def _at(base: Base, rev: str, folder: Path) -> Base:
     """The base as it was at a commit of this repository, its files below `folder`."""
-    done = attempt(ROOT, "archive", "--format=tar", rev, f"patches/{base.name}")
+    archive = folder / "patches.tar"
+    done = attempt(ROOT, "archive", "-o", archive, rev, f"patches/{base.name}")
     if done.returncode:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"no patches/{base.name} at {rev!r} ({first_line(done.stderr)})",
-            hint="name a commit, tag or branch of this repository",
+            "name a commit, tag or branch of this repository",
         )
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as stream:
-        # Python before 3.10.12 and 3.11.4 has no filters.
-        stream.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-        stream.extractall(folder)
-    return Base.load(base.name, folder)
+    unpack(archive, folder / "then")
+    return Base.load(base.name, folder / "then")
 
 
 def changes(before: dict[str, bytes], after: dict[str, bytes], text: str) -> list[tuple[str, str]]:

@@ -5,24 +5,22 @@ Runs before anything is installed, so it uses the standard library only. What th
 is checked by the build's own functions.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from . import cuda, index, kernels, settings
 from .command import Command
-from .config import Base, Paths, Pythons
+from .config import Base, Paths
 from .errors import Exit, SeriesError
+from .steps import ask
 
 # Debian and Ubuntu, Fedora and RHEL
 _PACKAGES = {
@@ -68,15 +66,34 @@ def examine(paths: Paths, base: Base, device: str, wanted: str, sources: str) ->
     """All prerequisites, in the order in which they are needed."""
     if device == "auto":
         device = "cuda" if cuda.has_gpu() else "cpu"
-    return [
-        _tool("git", _version("git", "--version"), (2, 30), _install("git")),
-        _tool("make", _version("make", "--version"), (4,), _install("make")),
-        *_python(base.python),
+    version = sys.version_info[:3]
+    outdated = "" if version in base.python else f", needs {base.python}"
+    newer = f"{_install('python')}; then make PYTHON=python3.12"
+    # Debian ships venv without ensurepip, and then it makes environments without pip.
+    venv = all(map(importlib.util.find_spec, ("venv", "ensurepip")))
+    # Triton compiles a module of Python's on first use.
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    found = str(header) if header.is_file() else "no Python.h"
+    items = [
+        _tool("git", "git", "--version", (2, 30), _install("git")),
+        _tool("make", "make", "--version", (4,), _install("make")),
+        Item("python", not outdated, f"{_dotted(version)}{outdated}", newer),
+        Item("venv", venv, "yes" if venv else "no", _install("venv")),
+        Item("Python headers", header.is_file(), found, _install("headers")),
         _asked("machine", "fit for the build", lambda: kernels.check_machine(cpu=device == "cpu")),
-        *_compilers(device, wanted),
-        *([] if sources else [_index(paths, base)]),
-        _disk(paths.build, DISK_GB[device], device),
     ]
+    install = _install("compiler")
+    if device == "cpu":
+        items.append(_asked("C++ compiler", "GNU, 12 or newer", kernels.compiler, install))
+    else:
+        cc = os.environ.get("CC") or "gcc"
+        items.append(_tool("C compiler", cc, "-dumpversion", (1,), install))
+        if wanted == "source":
+            items.append(_asked("CUDA compiler", "found", cuda.compiler))
+    if not sources:
+        items.append(_index(paths, base))
+    items.append(_disk(paths.build, DISK_GB[device], device))
+    return [dataclasses.replace(item, todo="" if item.ok else item.todo) for item in items]
 
 
 def _install(what: str) -> str:
@@ -84,23 +101,17 @@ def _install(what: str) -> str:
     return f"dnf install {fedora}" if shutil.which("dnf") else f"apt-get install {debian}"
 
 
-def _version(command: str, *arguments: str) -> tuple[int, ...]:
-    """The first dotted number that the command prints; () if it does not run."""
-    try:
-        done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    match = re.search(r"\d+(?:\.\d+)*", done.stdout)
-    return tuple(map(int, match[0].split("."))) if match and not done.returncode else ()
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
-def _tool(name: str, version: tuple[int, ...], least: tuple[int, ...], todo: str) -> Item:
-    text = ".".join(map(str, version)) or "not found"
-    need = ".".join(map(str, least))
-    ok = bool(version) and version >= least
-    return Item(name, ok, text if ok else f"{text}, needs {need} or newer", "" if ok else todo)
+def _tool(name: str, command: str, option: str, least: tuple[int, ...], todo: str) -> Item:
+    """A program whose answer to `option` begins with a version."""
+    match = re.search(r"\d+(?:\.\d+)*", ask(command, option))
+    version = tuple(map(int, match[0].split("."))) if match else ()
+    ok = version >= least
+    lacking = "" if ok else f", needs {_dotted(least)} or newer"
+    return Item(name, ok, f"{_dotted(version) or 'not found'}{lacking}", todo)
 
 
 def _asked(name: str, found: str, check: Callable[[], object], todo: str = "") -> Item:
@@ -112,42 +123,12 @@ def _asked(name: str, found: str, check: Callable[[], object], todo: str = "") -
     return Item(name, True, found)
 
 
-def _python(pythons: Pythons) -> Iterator[Item]:
-    version = sys.version_info[:3]
-    ok = version in pythons
-    text = ".".join(map(str, version)) + ("" if ok else f", needs {pythons}")
-    yield Item(
-        "python", ok, text, "" if ok else f"{_install('python')}; then make PYTHON=python3.12"
-    )
-    # Debian ships venv without ensurepip, and then it makes environments without pip.
-    venv = all(importlib.util.find_spec(name) for name in ("venv", "ensurepip"))
-    yield Item("venv", venv, "yes" if venv else "no", "" if venv else _install("venv"))
-    # Triton compiles a module of Python's on first use.
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    found = header.is_file()
-    text = str(header) if found else "no Python.h"
-    yield Item("Python headers", found, text, "" if found else _install("headers"))
-
-
-def _compilers(device: str, wanted: str) -> Iterator[Item]:
-    install = _install("compiler")
-    if device == "cpu":
-        yield _asked("C++ compiler", "GNU, 12 or newer", kernels.compiler, install)
-        return
-    cc = os.environ.get("CC") or "gcc"
-    yield _tool("C compiler", _version(cc, "-dumpversion"), (1,), install)
-    if wanted == "source":
-        yield _asked("CUDA compiler", "found", cuda.compiler)
-
-
 def _index(paths: Paths, base: Base) -> Item:
     """Whether the package index gives the pinned source, asked as fetch asks."""
 
     def ask() -> None:
         if base.archive.name not in index.offers(paths, base.package, base.version, **IMPATIENT):
-            raise SeriesError(
-                Exit.SOURCE, f"it has no {base.archive.name}", hint="use another, or SOURCES="
-            )
+            raise Exit.SOURCE(f"it has no {base.archive.name}", "use another, or SOURCES=")
 
     return _asked("package index", f"gives {base.archive.name}", ask)
 
@@ -155,11 +136,6 @@ def _index(paths: Paths, base: Base) -> Item:
 def _disk(build: Path, need: int, device: str) -> Item:
     where = next(folder for folder in (build, *build.parents) if folder.exists())
     free = shutil.disk_usage(where).free / 1e9
-    if free >= need:
-        return Item("disk", True, f"{free:.0f} GB free")
-    return Item(
-        "disk",
-        False,
-        f"{free:.0f} GB free, {device} needs {need}",
-        f"free space in {where}, or use BUILD_DIR= on another disk",
-    )
+    lacking = "" if free >= need else f", {device} needs {need}"
+    todo = f"free space in {where}, or use BUILD_DIR= on another disk"
+    return Item("disk", not lacking, f"{free:.0f} GB free{lacking}", todo)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of every process that runs the engine."""
 
-from __future__ import annotations
-
 import os
+from typing import Any
 
 from . import tools
 from .config import ROOT, Paths
@@ -62,3 +61,21 @@ def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:
         "CUDA_CACHE_PATH": str(caches / "cuda"),
         "XDG_CACHE_HOME": str(caches / "xdg"),
     }
+
+
+# ---- what its programs ask of an engine (vllm.LLM) ----
+
+
+def answer_of(output: Any) -> dict[str, Any]:
+    """One request's prompt ids, tokens and logprobs, from an output of `generate`."""
+    (answer,) = output.outputs
+    ids = list(answer.token_ids)
+    logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
+    return {"prompt": output.prompt_token_ids, "tokens": ids, "logprobs": logprobs}
+
+
+def count_drafts(llm: Any) -> tuple[int, list[int]]:
+    """How often drafts were verified so far, and how many were accepted at each place."""
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    accepted = metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    return metrics["vllm:spec_decode_num_drafts"].value, accepted

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's environment: Python, the locked packages, vLLM installed editable."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from . import index, tools
 from .config import Base, Paths
-from .errors import Exit, SeriesError, hide
+from .errors import Exit, hide
 from .git import git
 from .state import digest, read_text, write_atomic
-from .steps import Steps
+from .steps import Steps, ask
 
 # Files of vLLM that an editable install reads; everything else is picked up from the tree as it is.
 _METADATA = ("setup.py", "pyproject.toml", "requirements", "README.md", "vllm/envs.py")
@@ -66,11 +63,10 @@ def interpreter(base: Base, wanted: str) -> str:
     if wanted:
         return wanted
     if sys.version_info[:2] not in base.python:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"this is Python {sys.version_info[0]}.{sys.version_info[1]}, "
             f"{base.package} {base.version} needs {base.python}",
-            hint="name another with PYTHON=",
+            "name another with PYTHON=",
         )
     # Not the tool's virtual environment itself: the engine's must survive it.
     return os.path.realpath(sys.executable)
@@ -108,9 +104,7 @@ def torch_index(url: str) -> str:
         return url
     folder = Path(url).expanduser().resolve()
     if not folder.is_dir():
-        raise SeriesError(
-            Exit.USAGE, f"TORCH_INDEX={url} is neither a URL nor a folder", hint="correct it"
-        )
+        raise Exit.USAGE(f"TORCH_INDEX={url} is neither a URL nor a folder", "correct it")
     return folder.as_uri()
 
 
@@ -152,16 +146,21 @@ def make(base: Base, paths: Paths, steps: Steps, device: str, wanted: str, torch
 def _read_lock(base: Base, lock: Path) -> str:
     """The text of a lock, which must have the torch of base.toml."""
     if not lock.is_file():
-        raise SeriesError(Exit.BUILD, f"{lock} is missing", hint="restore it with git checkout")
+        raise Exit.BUILD(f"{lock} is missing", "restore it with git checkout")
     text = read_text(lock, Exit.BUILD)
     found = version_of(text, "torch")
     if found != base.torch:
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"{lock} has torch {found}, base.toml says {base.torch}",
-            hint="renew the lock, or correct [build] torch",
+            "renew the lock, or correct [build] torch",
         )
     return text
+
+
+def _pip(paths: Paths, steps: Steps, name: str, verb: str, *words: str | Path, **more: Any) -> None:
+    """One step of uv's pip on the environment."""
+    uv = (tools.uv(paths), "pip", verb, "--python", python(paths))
+    steps.run(name, [*uv, *words], **more)
 
 
 def _sync(paths: Paths, steps: Steps, lock: Path, what: str) -> None:
@@ -175,12 +174,11 @@ def _sync(paths: Paths, steps: Steps, lock: Path, what: str) -> None:
         return sum(1 for _ in folder.glob(pattern))
 
     before = count(unpacked)
-    steps.run(
+    _pip(
+        paths,
+        steps,
         "packages",
-        [
-            *(tools.uv(paths), "pip", "sync", "--python", python(paths)),
-            *("--require-hashes", lock),
-        ],
+        *("sync", "--require-hashes", lock),
         env=env,
         hint="run it again to continue; uv takes its index from UV_DEFAULT_INDEX or pip's settings",
         how_far=lambda: (
@@ -196,31 +194,18 @@ def _install_torch(paths: Paths, steps: Steps, lock: str, torch: str) -> None:
     steps.say(f"environment: {' '.join(names)} from TORCH_INDEX (hashes are not recorded)")
     # No other index may answer for these two: a public one could offer the same names.
     env = {k: v for k, v in index.environment(paths).items() if k not in index.INDEXES}
-    steps.run(
-        "torch",
-        [
-            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
-            *("--no-deps", "--default-index", torch, *names),
-        ],
-        env=env,
-        hint=f"TORCH_INDEX must offer {' and '.join(names)} for this Python",
-    )
+    hint = f"TORCH_INDEX must offer {' and '.join(names)} for this Python"
+    words = ("install", "--no-deps", "--default-index", torch, *names)
+    _pip(paths, steps, "torch", *words, env=env, hint=hint)
 
 
 def _check_python(base: Base, paths: Paths) -> None:
-    done = subprocess.run(
-        [python(paths), "-c", "import sys; print(*sys.version_info[:2])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    version = tuple(map(int, done.stdout.split()))
-    if version not in base.python:
-        raise SeriesError(
-            Exit.USAGE,
-            f"the environment's Python is {version[0]}.{version[1]}, "
+    said = ask(python(paths), "-c", "import sys; print(*sys.version_info[:2])").split()
+    if tuple(map(int, said)) not in base.python:
+        raise Exit.USAGE(
+            f"the environment's Python is {'.'.join(said)}, "
             f"{base.package} {base.version} needs {base.python}",
-            hint="name another with PYTHON=",
+            "name another with PYTHON=",
         )
 
 
@@ -228,9 +213,7 @@ def torch_version(paths: Paths) -> str:
     """The version of the torch that is installed, with its local part."""
     for folder in paths.env.glob("lib/python3*/site-packages/torch-*.dist-info"):
         return folder.name.removeprefix("torch-").removesuffix(".dist-info")
-    raise SeriesError(
-        Exit.BUILD, f"{paths.env} has no torch", hint=f"remove {paths.env} and run it again"
-    )
+    raise Exit.BUILD(f"{paths.env} has no torch", f"remove {paths.env} and run it again")
 
 
 # ---- vLLM itself ----
@@ -248,18 +231,9 @@ def install_editable(paths: Paths, steps: Steps, version: str, extra: dict[str, 
     if installed and read_stamp(paths).get("editable") == want:
         return False
     steps.say(f"vllm {version}: installing the work tree")
-    steps.run(
-        "install",
-        [
-            *(tools.uv(paths), "pip", "install", "--python", python(paths)),
-            *("--no-build-isolation", "--no-deps", "--editable", paths.tree),
-        ],
-        env={
-            **index.environment(paths),
-            **extra,
-            "VLLM_VERSION_OVERRIDE": version,
-            "PATH": f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        },
-    )
+    path = f"{paths.env / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    setup = {**extra, "VLLM_VERSION_OVERRIDE": version, "PATH": path}
+    words = ("install", "--no-build-isolation", "--no-deps", "--editable", paths.tree)
+    _pip(paths, steps, "install", *words, env={**index.environment(paths), **setup})
     write_stamp(paths, editable=want)
     return True

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error type of the tool, and its exit codes (docs/maintain/workflow.md#exit-codes)."""
 
-from __future__ import annotations
-
 import enum
 import re
 
@@ -22,6 +20,10 @@ class Exit(enum.IntEnum):
     INTERNAL = 70  # a fault of this tool; its traceback is in a log file
     INTERRUPTED = 130
     PIPE = 141  # the reader of the output went away
+
+    def __call__(self, what: str, hint: str = "") -> "SeriesError":
+        """The error that ends a command with this status: `raise Exit.USAGE(what, what to do)`."""
+        return SeriesError(self, what, hint=hint)
 
 
 class SeriesError(Exception):

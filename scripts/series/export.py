@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export: the work tree's commits become the patch files, series, series.lock and the index."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 from . import patches as files
 from .commits import apply_patches, copy_base, exported, lock_of, patch_id
 from .config import ROOT, Base, Paths
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import attempt, git
 from .patches import LONGEST, NAME, Locked, Mail
 from .state import Record, digest, write_atomic
@@ -61,30 +59,24 @@ def export(
 def _exportable(tree: Path) -> Record:
     """The record of a work tree that holds nothing but commits on its branch."""
     if not tree.exists():
-        raise SeriesError(Exit.DIRTY, f"there is no work tree {tree}", hint="run make apply first")
+        raise Exit.DIRTY(f"there is no work tree {tree}", "run make apply first")
     settle(tree)
     if under_way := operation(tree):
-        raise SeriesError(
-            Exit.DIRTY, f"{tree} holds {under_way}", hint="finish or abort it, then export again"
-        )
+        raise Exit.DIRTY(f"{tree} holds {under_way}", "finish or abort it, then export again")
     head = attempt(tree, "symbolic-ref", "--quiet", "HEAD").stdout.decode().strip()
     if head != BRANCH:
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"{tree} is {f'on {head}' if head else 'on no branch'}, export takes {BRANCH}",
-            hint="git checkout series there, and bring your commits to it",
+            "git checkout series there, and bring your commits to it",
         )
     record = Record.read(tree / RECORD)
     found = edits(tree, record)
     if record is None or (found and not found.startswith("commits")):
-        raise SeriesError(
-            Exit.DIRTY, f"{tree} holds {found}", hint="commit or stash them, then export again"
-        )
+        raise Exit.DIRTY(f"{tree} holds {found}", "commit or stash them, then export again")
     if not attempt(tree, "rev-parse", "--verify", "--quiet", "base^").returncode:
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"the tag base of {tree} is not its first commit, the pinned source",
-            hint="move it back: git tag --force base <first commit>",
+            "move it back: git tag --force base <first commit>",
         )
     return record
 
@@ -96,25 +88,22 @@ def _named(mails: list[bytes]) -> dict[str, bytes]:
         mail = Mail.parse(data)
         said = mail.trailers.get("Patch-Name", [])
         if len(said) != 1:
-            raise SeriesError(
-                Exit.PATCH,
+            raise Exit.PATCH(
                 f"the commit {mail.subject!r} has {len(said) or 'no'} Patch-Name: trailer"
                 f"{'s' if said else ''}",
-                hint="git commit --amend or git rebase -i base, and add one line"
+                "git commit --amend or git rebase -i base, and add one line"
                 " `Patch-Name: short-name` to its last paragraph",
             )
         name = said[0]
         if not NAME.fullmatch(name) or len(name) > LONGEST:
-            raise SeriesError(
-                Exit.PATCH,
+            raise Exit.PATCH(
                 f"the commit {mail.subject!r} has Patch-Name: {name}",
-                hint=f"write it in kebab-case, a letter first, at most {LONGEST} characters",
+                f"write it in kebab-case, a letter first, at most {LONGEST} characters",
             )
         if name in found:
-            raise SeriesError(
-                Exit.PATCH,
+            raise Exit.PATCH(
                 f"two commits have Patch-Name: {name}, the second is {mail.subject!r}",
-                hint="change one of the trailers, or squash the commits",
+                "change one of the trailers, or squash the commits",
             )
         found[name] = data
     return found
@@ -132,16 +121,14 @@ def _renamed(
 def _refuse_drops(gone: list[str], dropped: list[str], drop: Sequence[str]) -> None:
     """A commit that is not there drops its patch only if the user said so."""
     if surplus := [name for name in drop if name not in gone]:
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"DROP names {', '.join(surplus)}, which export would not remove",
-            hint="remove the commit first, or correct the name",
+            "remove the commit first, or correct the name",
         )
     if any(name not in drop for name in dropped):
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"the work tree lacks the commits of {', '.join(dropped)}",
-            hint=f'to drop them: make export DROP="{" ".join(dropped)}"; see {LOCAL_EDITS}',
+            f'to drop them: make export DROP="{" ".join(dropped)}"; see {LOCAL_EDITS}',
         )
 
 
@@ -152,7 +139,7 @@ def _prove(paths: Paths, fresh: dict[str, bytes]) -> tuple[Locked, str]:
     apply_patches(scratch, fresh)
     built = lock_of(scratch, list(fresh))
     if git(scratch, "rev-parse", "HEAD^{tree}") != git(tree, "rev-parse", "HEAD^{tree}"):
-        raise SeriesError(Exit.PATCH, f"the patches do not give the tree of {tree} again")
+        raise Exit.PATCH(f"the patches do not give the tree of {tree} again")
     return built, git(scratch, "rev-parse", "HEAD")
 
 
@@ -161,10 +148,9 @@ def _refuse_lost_patches(
 ) -> None:
     """Stop before a patch file is overwritten or removed that the work tree does not contain."""
     if files.names(base) not in (list(record.patches), list(fresh)):
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"{base.series_file} was changed since the last apply",
-            hint=f"restore it, or commit it and see {LOCAL_EDITS}",
+            f"restore it, or commit it and see {LOCAL_EDITS}",
         )
     for name, data in known.items():
         applied = record.patches.get(name)
@@ -174,10 +160,9 @@ def _refuse_lost_patches(
             continue
         if applied is None and _committed(base.patch(name)):
             continue
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"{base.patch(name)} was edited since it was applied",
-            hint="make the edit in the work tree, or restore the file with git checkout",
+            "make the edit in the work tree, or restore the file with git checkout",
         )
 
 

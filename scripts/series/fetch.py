@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pinned files, each compared with its sha256 before anything uses it."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import shutil
@@ -28,19 +26,10 @@ TIMEOUT = 60.0  # seconds without a byte
 _LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
 
 
-def fetch_archive(base: Base, paths: Paths, *, sources: Path | None = None) -> Path:
-    """The verified source archive of the base."""
-    return _fetch(base, base.archive, paths, sources)
-
-
-def fetch_wheel(base: Base, paths: Paths, *, sources: Path | None = None) -> Path:
-    """The verified wheel of the release, which holds its compiled kernels."""
-    if base.wheel is None:
-        raise SeriesError(Exit.SOURCE, f"{base.name} names no wheel", hint="use KERNELS=source")
-    return _fetch(base, base.wheel, paths, sources)
-
-
-def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> Path:
+def fetch(base: Base, pinned: Artifact | None, paths: Paths, sources: Path | None) -> Path:
+    """A verified file of the base's release: its source archive, or the wheel with its kernels."""
+    if pinned is None:
+        raise Exit.SOURCE(f"{base.name} names no wheel", "use KERNELS=source")
     target = paths.downloads / pinned.name
     if target.is_file():
         if sha256(target) == pinned.sha256:
@@ -53,16 +42,14 @@ def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> 
         return target
     offer = index.offers(paths, base.package, base.version).get(pinned.name)
     if offer is None:
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"the package index has no {pinned.name}",
-            hint="use another index, or SOURCES= with a local copy",
+            "use another index, or SOURCES= with a local copy",
         )
     if offer.sha256 and offer.sha256 != pinned.sha256:
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"the package index offers other bytes as {pinned.name} (sha256 {offer.sha256})",
-            hint="use another index, or SOURCES= with a local copy",
+            "use another index, or SOURCES= with a local copy",
         )
     download(offer.url, pinned, target, index.environment(paths))
     return target
@@ -70,7 +57,7 @@ def _fetch(base: Base, pinned: Artifact, paths: Paths, sources: Path | None) -> 
 
 def _copy(found: Path, pinned: Artifact, target: Path) -> None:
     if not found.is_file():
-        raise SeriesError(Exit.SOURCE, f"{found} does not exist", hint="correct SOURCES=")
+        raise Exit.SOURCE(f"{found} does not exist", "correct SOURCES=")
     part = target.with_name(target.name + ".part")
     shutil.copyfile(found, part)
     _accept(part, pinned, target, str(found))
@@ -81,10 +68,9 @@ def _accept(part: Path, pinned: Artifact, target: Path, origin: str) -> None:
     actual = sha256(part)
     if actual != pinned.sha256:
         part.unlink()
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"{origin} has sha256 {actual}, not {pinned.sha256} as base.toml says",
-            hint="nothing was kept; use a source that has the pinned file",
+            "nothing was kept; use a source that has the pinned file",
         )
     part.replace(target)
 
@@ -129,21 +115,15 @@ def download(
 
 
 def _unreachable(url: str, reason: str) -> SeriesError:
-    return SeriesError(
-        Exit.SOURCE,
+    return Exit.SOURCE(
         f"cannot download {hide(url)} ({reason})",
-        hint="run it again to continue, or use SOURCES= with a local copy",
+        "run it again to continue, or use SOURCES= with a local copy",
     )
 
 
 def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
     have = part.stat().st_size if part.exists() else 0
-    bare = hide(url)
-    request = urllib.request.Request(bare)
-    authorization = index.authorization(url, env) if bare.startswith("http") else ""
-    if authorization:
-        # Unredirected: a redirect to another host must not see it.
-        request.add_unredirected_header("Authorization", authorization)
+    request = urllib.request.Request(hide(url))
     if have:
         request.add_header("Range", f"bytes={have}-")
     proxies = {scheme: env.get(f"{scheme}_proxy", "") for scheme in ("http", "https")}
@@ -155,6 +135,7 @@ def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}),
         urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPBasicAuthHandler(index.passwords(url, env)),
     )
     with opener.open(request, timeout=TIMEOUT) as answer:
         if have and answer.status != 206:
@@ -198,19 +179,17 @@ def fetch_git(base: Base, paths: Paths) -> Path:
         )
         if done.returncode:
             reason = hide(first_line(done.stderr or b"")).removeprefix("fatal: ")
-            raise SeriesError(
-                Exit.SOURCE,
+            raise Exit.SOURCE(
                 f"cannot clone {hide(base.git_url)} ({reason})",
-                hint="use SOURCE=archive, the default, or SOURCES= with a local copy",
+                "use SOURCE=archive, the default, or SOURCES= with a local copy",
             )
     commit = git(repo, "rev-parse", f"{ref}^{{commit}}")
     if commit != base.git_commit:
         git(repo, "update-ref", "-d", ref)
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"{base.git_tag} of {hide(base.git_url)} is commit {commit}, not "
             f"{base.git_commit} as base.toml says",
-            hint="nothing was kept; use SOURCE=archive",
+            "nothing was kept; use SOURCE=archive",
         )
     archive = repo.with_suffix(".git.tar")
     git(repo, "archive", f"--prefix={base.package}/", "-o", archive.resolve(), commit)

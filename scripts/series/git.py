@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Git, shielded from the user's and the machine's configuration."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path
 
-from .errors import Exit, SeriesError
+from .errors import Exit
 
 # Who and when of every commit: with it the commit ids are the same everywhere.
 EMAIL = "series@localhost"
@@ -117,16 +115,14 @@ def attempt(
     except FileNotFoundError:
         if not repo.is_dir():
             raise
-        raise SeriesError(
-            Exit.FAILED, "git is missing", hint="make doctor says how to get it"
-        ) from None
+        raise Exit.FAILED("git is missing", "make doctor says how to get it") from None
 
 
 def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:
     """Run git in `repo`; return its output without the last newline, or raise."""
     done = attempt(repo, *args, stdin=stdin)
     if done.returncode:
-        raise SeriesError(Exit.FAILED, f"git {args[0]} failed in {repo}: {first_line(done.stderr)}")
+        raise Exit.FAILED(f"git {args[0]} failed in {repo}: {first_line(done.stderr)}")
     return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
 

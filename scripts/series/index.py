@@ -4,10 +4,8 @@
 uv answers, and does not build anything. pip's configuration, which uv does not read, is handed on.
 """
 
-from __future__ import annotations
-
 import ast
-import base64
+import contextlib
 import dataclasses
 import functools
 import netrc
@@ -15,12 +13,14 @@ import os
 import re
 import subprocess
 import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 from . import tools
 from .config import Paths, parse_toml
-from .errors import Exit, SeriesError, hide
+from .errors import Exit, hide
+from .steps import ask
 
 # pip's setting -> uv's variable
 _FROM_PIP = {
@@ -45,18 +45,11 @@ class Offer:
 @functools.lru_cache(maxsize=1)
 def pip_settings(python: Path) -> dict[str, str]:
     """pip's own configuration (files and PIP_* variables), without section names."""
-    done = subprocess.run(
-        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    listed = ask(python, "-m", "pip", "config", "list")
     found: dict[str, str] = {}
-    rank = {"global": 0, "install": 1, ":env:": 2}
-    rows = []
-    for line in done.stdout.splitlines():
-        match = re.match(r"(global|install|:env:)\.([a-z-]+)=(.*)$", line)
-        if match:
-            rows.append((rank[match[1]], match[2], str(ast.literal_eval(match[3]))))
-    for _, key, value in sorted(rows):
-        found[key] = value
+    for section in ("global", "install", ":env:"):  # the later ones win
+        for key, value in re.findall(rf"^{section}\.([a-z-]+)=(.*)$", listed, re.M):
+            found[key] = str(ast.literal_eval(value))
     return found
 
 
@@ -97,10 +90,9 @@ def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[st
     )
     if done.returncode:
         reason = " ".join(hide(done.stderr).split())[-300:]
-        raise SeriesError(
-            Exit.SOURCE,
+        raise Exit.SOURCE(
             f"the package index does not give {package} {version} ({reason})",
-            hint="check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
+            "check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
         )
     found: dict[str, Offer] = {}
     for row in parse_toml(done.stdout)["packages"]:
@@ -124,21 +116,17 @@ def trusted(url: str, env: dict[str, str]) -> bool:
     return bool({parts.hostname, parts.netloc.rpartition("@")[2]} & set(filter(None, named)))
 
 
-def authorization(url: str, env: dict[str, str]) -> str:
-    """The Authorization header for `url`: from the URL, an index on the same host, or netrc."""
+def passwords(url: str, env: dict[str, str]) -> urllib.request.HTTPPasswordMgr:
+    """What `url`, an index on its host, or netrc says of the user; sent to that host alone."""
+    manager = urllib.request.HTTPPasswordMgrWithPriorAuth()
     parts = urllib.parse.urlsplit(url)
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if entry := netrc.netrc().authenticators(parts.hostname or ""):
+            manager.add_password(None, hide(url), entry[0], entry[2] or "", is_authenticated=True)
     indexes = [part for name in INDEXES for part in re.split(r"[\s,]+", env.get(name, "")) if part]
-    for candidate in [url, *(re.sub(r"^[\w-]+=", "", index) for index in indexes)]:
+    for candidate in [*(re.sub(r"^[\w-]+=", "", index) for index in indexes), url]:
         other = urllib.parse.urlsplit(candidate)
         if other.username and (other.hostname, other.port) == (parts.hostname, parts.port):
-            user, password = other.username, other.password or ""
-            return _basic(urllib.parse.unquote(user), urllib.parse.unquote(password))
-    try:
-        entry = netrc.netrc().authenticators(parts.hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        entry = None
-    return _basic(entry[0], entry[2] or "") if entry else ""
-
-
-def _basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+            user, word = map(urllib.parse.unquote, (other.username, other.password or ""))
+            manager.add_password(None, hide(url), user, word, is_authenticated=True)
+    return manager

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's CPU kernels, compiled from the work tree's own csrc/ and kept by what went into them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
 import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 
 from . import env as environments
 from .config import ROOT, Paths
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import git
-from .state import digest, sha256
-from .steps import Steps
+from .state import digest, sha256, unpack
+from .steps import Steps, ask
 
 CMAKE = ROOT / "scripts" / "cmake"
 SOURCES = ("CMakeLists.txt", "cmake", "csrc")
@@ -39,10 +35,9 @@ def check_machine(
     """Raise unless the engine runs on this machine; with `cpu`, its CPU kernels too."""
     found = f"{system or platform.system()} on {machine or platform.machine()}"
     if found not in ("Linux on x86_64", "Linux on AMD64"):
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"the build is for Linux on x86-64 only, this machine is {found}",
-            hint="everything but build, demo and test-model works here",
+            "everything but build, demo and test-model works here",
         )
     if not cpu:
         return
@@ -51,10 +46,9 @@ def check_machine(
     match = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     lacking = {"avx2", "f16c"} - set(match[1].split() if match else ())
     if lacking:
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"this processor lacks {' and '.join(sorted(lacking))}, which the CPU kernels need",
-            hint="use a machine of 2013 or later; a virtual machine may hide it (CPU model host)",
+            "use a machine of 2013 or later; a virtual machine may hide it (CPU model host)",
         )
 
 
@@ -63,22 +57,17 @@ def compiler() -> tuple[str, str]:
     name = os.environ.get("CXX") or "g++"
     path = shutil.which(name)
     if path is None:
-        raise SeriesError(Exit.BUILD, f"no C++ compiler: {name} is missing", hint=COMPILER_HINT)
-    shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    first = shown.splitlines()[0] if shown else ""
-    done = subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, check=False)
-    version = done.stdout.strip()
+        raise Exit.BUILD(f"no C++ compiler: {name} is missing", COMPILER_HINT)
+    shown, version = ask(path, "--version"), ask(path, "-dumpfullversion").strip()
+    first = shown.partition("\n")[0]
     # clang answers -dumpfullversion with an error or another number, but never says this.
     if "Free Software Foundation" not in shown or not re.match(r"\d+\.", version):
-        raise SeriesError(
-            Exit.BUILD,
+        raise Exit.BUILD(
             f"{path} is not GNU g++ ({first or 'no version'}), which vLLM's CPU build demands",
-            hint=COMPILER_HINT,
+            COMPILER_HINT,
         )
     if int(version.split(".")[0]) < 12:
-        raise SeriesError(
-            Exit.BUILD, f"{path} is g++ {version}, the kernels need 12", hint=COMPILER_HINT
-        )
+        raise Exit.BUILD(f"{path} is g++ {version}, the kernels need 12", COMPILER_HINT)
     return path, first
 
 
@@ -113,7 +102,11 @@ def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs:
     work = paths.state / "compile" / folder.name
     source, objects = work / "source", work / "objects"
     if not source.is_dir():
-        _export_sources(paths, work, source)
+        work.mkdir(parents=True, exist_ok=True)
+        archive = (work / "source.tar").resolve()
+        # The commit, not the files: what is not committed must not get into the cache.
+        git(paths.tree, "archive", "-o", archive, "HEAD", *SOURCES)
+        unpack(archive, source)
     bin_folder = paths.env / "bin"
     env = {
         **os.environ,
@@ -146,21 +139,6 @@ def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs:
     store(ready, folder)
     shutil.rmtree(work)
     return seconds
-
-
-def _export_sources(paths: Paths, work: Path, source: Path) -> None:
-    fresh = work / "source.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    archive = work / "source.tar"
-    # The commit, not the files: what is not committed must not get into the cache under its key.
-    git(paths.tree, "archive", "--format=tar", "-o", archive.resolve(), "HEAD", *SOURCES)
-    with tarfile.open(archive) as stream:
-        # Python before 3.10.12 and 3.11.4 has no filters.
-        stream.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-        stream.extractall(fresh)
-    archive.unlink()
-    fresh.rename(source)
 
 
 def store(ready: Path, folder: Path) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules a patch and a series keep, each explained in docs/maintain/patch-format.md#<rule>."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -43,17 +41,16 @@ class Patch:
     releases: tuple[str, ...]  # for which `Upstream:` has to say a state
 
 
-def subject_tag(patch: Patch) -> str:
-    """The subject begins with a tag of vLLM."""
-    if re.match(rf"(\[({TAGS})\])+ \S", patch.mail.subject):
-        return ""
-    return "begin the subject with one of vLLM's tags, for example [Model] or [Bugfix]"
+def _text(part: str, pattern: str, todo: str, *, wanted: bool = False) -> Callable[[Patch], str]:
+    """The rule that a part of the mail matches nowhere, or if `wanted` somewhere."""
 
+    def rule(patch: Patch) -> str:
+        text: str = getattr(patch.mail, part)
+        match = re.search(pattern, text, re.M)
+        line = text[: match.start()].count("\n") + 1 if match else 0
+        return "" if bool(match) is wanted else todo.format(size=len(text), line=line)
 
-def subject_length(patch: Patch) -> str:
-    """The subject, tag included, has at most 78 characters."""
-    size = len(patch.mail.subject)
-    return f"shorten the subject from {size} to at most 78 characters" if size > 78 else ""
+    return rule
 
 
 def body_sections(patch: Patch) -> str:
@@ -92,36 +89,6 @@ def trailer_sign_off(patch: Patch) -> str:
     if patch.mail.author and patch.mail.author in patch.mail.trailers.get("Signed-off-by", []):
         return ""
     return f"add the trailer `Signed-off-by: {patch.mail.author}`"
-
-
-def full_index(patch: Patch) -> str:
-    """Every `index` line has whole object ids."""
-    lines = re.findall(r"^index (.*)$", patch.mail.diff, re.M)
-    if all(re.match(r"[0-9a-f]{40}\.\.[0-9a-f]{40}", line) for line in lines):
-        return ""
-    return "write it with make export, which keeps whole object ids in `index` lines"
-
-
-def no_signature(patch: Patch) -> str:
-    """The patch does not end with the version of someone's git."""
-    if re.search(r"\n-- \n[^\n]*\n*\Z", patch.mail.diff):
-        return "remove the git version after `-- ` at the end (make export writes none)"
-    return ""
-
-
-def clean_header(patch: Patch) -> str:
-    """Headers and message have no carriage return and no space at the end of a line."""
-    for number, line in enumerate(patch.mail.head.split("\n"), start=1):
-        if line != line.rstrip():
-            return f"remove the space or carriage return at the end of line {number}"
-    return ""
-
-
-def text_only(patch: Patch) -> str:
-    """The diff is text."""
-    if re.search(r"^(GIT binary patch|Binary files .* differ)$", patch.mail.diff, re.M):
-        return "leave binary files out; make them in a test or fetch them"
-    return ""
 
 
 def spdx_header(patch: Patch) -> str:
@@ -167,22 +134,43 @@ def patch_name(patch: Patch) -> str:
     return ""
 
 
-PATCH_RULES: tuple[Callable[[Patch], str], ...] = (
-    subject_tag,
-    subject_length,
-    body_sections,
-    trailer_upstream,
-    trailer_drop_when,
-    trailer_sign_off,
-    full_index,
-    no_signature,
-    clean_header,
-    text_only,
-    spdx_header,
-    no_machine_names,
-    kernel_sources,
-    patch_name,
-)
+PATCH_RULES: dict[str, Callable[[Patch], str]] = {
+    "subject-tag": _text(
+        "subject",
+        rf"^(\[({TAGS})\])+ \S",
+        "begin the subject with one of vLLM's tags, for example [Model] or [Bugfix]",
+        wanted=True,
+    ),
+    "subject-length": _text(
+        "subject", ".{79}", "shorten the subject from {size} to at most 78 characters"
+    ),
+    "body-sections": body_sections,
+    "trailer-upstream": trailer_upstream,
+    "trailer-drop-when": trailer_drop_when,
+    "trailer-sign-off": trailer_sign_off,
+    "full-index": _text(
+        "diff",
+        r"^index (?![0-9a-f]{40}\.\.[0-9a-f]{40})",
+        "write it with make export, which keeps whole object ids in `index` lines",
+    ),
+    "no-signature": _text(
+        "diff",
+        r"\n-- \n[^\n]*\n*\Z",
+        "remove the git version after `-- ` at the end (make export writes none)",
+    ),
+    "clean-header": _text(
+        "head", r"[ \t\r]$", "remove the space or carriage return at the end of line {line}"
+    ),
+    "text-only": _text(
+        "diff",
+        "^(GIT binary patch|Binary files .* differ)$",
+        "leave binary files out; make them in a test or fetch them",
+    ),
+    "spdx-header": spdx_header,
+    "no-machine-names": no_machine_names,
+    "kernel-sources": kernel_sources,
+    "patch-name": patch_name,
+}
 
 
 Patches = dict[str, Patch]  # those that exist, in the order of the series
@@ -232,17 +220,13 @@ def fixes_alone(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
                     yield f"{name}.patch", f"leave {change.path} alone, which {maker} adds"
 
 
-SERIES_RULES: tuple[Callable[[Base, Patches], Iterator[tuple[str, str]]], ...] = (
-    series_exists,
-    series_complete,
-    series_unique,
-    series_sections,
-    fixes_alone,
-)
-
-
-def rule_id(rule: Callable[..., object]) -> str:
-    return rule.__name__.replace("_", "-")
+SERIES_RULES: dict[str, Callable[[Base, Patches], Iterator[tuple[str, str]]]] = {
+    "series-exists": series_exists,
+    "series-complete": series_complete,
+    "series-unique": series_unique,
+    "series-sections": series_sections,
+    "fixes-alone": fixes_alone,
+}
 
 
 def lint(base: Base) -> list[Finding]:
@@ -255,13 +239,11 @@ def lint(base: Base) -> list[Finding]:
         if name in present:
             found[name] = Patch(name, Mail.parse(present[name].read_bytes()), releases)
     broken = [
-        Finding(rule_id(rule), where, message)
-        for rule in SERIES_RULES
-        for where, message in rule(base, found)
+        Finding(rule, where, message)
+        for rule, check in SERIES_RULES.items()
+        for where, message in check(base, found)
     ]
     for name, patch in found.items():
-        for check in PATCH_RULES:
-            message = check(patch)
-            if message:
-                broken.append(Finding(rule_id(check), f"{name}.patch", message))
+        checked = {rule: check(patch) for rule, check in PATCH_RULES.items()}
+        broken += [Finding(rule, f"{name}.patch", said) for rule, said in checked.items() if said]
     return broken

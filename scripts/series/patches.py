@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from . import conditions
 from .conditions import Condition
-from .config import Artifact, Base, parse_toml
-from .errors import Exit, SeriesError
+from .config import Artifact, Base, parse_toml, reading
+from .errors import Exit
 from .state import read_text
 
 LOCK_HEAD = "# Made by `make export`. Patch, its `git patch-id --stable`, and the tree after it.\n"
@@ -72,7 +72,7 @@ def _parts(text: str) -> list[_Part]:
 
 def _text(file: Path) -> str:
     if not file.is_file():
-        raise SeriesError(Exit.PATCH, f"{file} is missing", hint="restore it with git checkout")
+        raise Exit.PATCH(f"{file} is missing", "restore it with git checkout")
     return read_text(file, Exit.PATCH)
 
 
@@ -98,16 +98,13 @@ def read(base: Base) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for name in names(base):
         if name in found:
-            raise SeriesError(
-                Exit.PATCH, f"{base.series_file} lists {name} twice", hint="remove one of the lines"
-            )
+            raise Exit.PATCH(f"{base.series_file} lists {name} twice", "remove one of the lines")
         try:
             found[name] = base.patch(name).read_bytes()
         except FileNotFoundError:
-            raise SeriesError(
-                Exit.PATCH,
+            raise Exit.PATCH(
                 f"{base.patch(name)} is missing",
-                hint=f"restore it with git checkout, or remove {name} from {base.series_file}",
+                f"restore it with git checkout, or remove {name} from {base.series_file}",
             ) from None
     return found
 
@@ -149,17 +146,11 @@ def releases(base: Base) -> dict[str, Artifact]:
     file = base.folder / "releases.toml"
     if not file.is_file():
         return {}
-    try:
+    with reading(file, "compare it with docs/maintain/patch-format.md#releasestoml"):
         return {
             version: Artifact(row["archive"], row["sha256"])
             for version, row in parse_toml(_text(file)).items()
         }
-    except (ValueError, KeyError, TypeError) as error:
-        raise SeriesError(
-            Exit.USAGE,
-            f"{file} cannot be read: {error!r}",
-            hint="compare it with docs/maintain/patch-format.md#releasestoml",
-        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +172,7 @@ class Locked:
         lines = _text(base.lock_file).splitlines()
         rows = [line.split() for line in lines if line and not line.startswith("#")]
         if not rows or any(len(row) != 3 for row in rows) or rows[0][:2] != ["base", "-"]:
-            raise SeriesError(
-                Exit.LOCK,
-                f"{base.lock_file} cannot be read",
-                hint="restore it with git checkout",
-            )
+            raise Exit.LOCK(f"{base.lock_file} cannot be read", "restore it with git checkout")
         return cls(rows[0][2], {name: (patch, tree) for name, patch, tree in rows[1:]})
 
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verbs that are programs of the engine's environment: demo, evaluate, speed, run and others."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys
@@ -11,7 +9,7 @@ from typing import NamedTuple
 from . import engine
 from . import env as environments
 from .command import Command
-from .errors import Exit, SeriesError
+from .errors import Exit
 
 
 class Program(NamedTuple):
@@ -45,10 +43,10 @@ def run(command: Command) -> Exit:
     name, paths = command.args.verb, command.paths
     arguments = [word for word in command.args.arguments if word != "--"]
     if not environments.read_stamp(paths).get("checked"):
-        raise SeriesError(Exit.BUILD, "the environment is not built", hint="run make build")
+        raise Exit.BUILD("the environment is not built", "run make build")
     program = PROGRAMS.get(name)
     if program is None and not arguments:
-        raise SeriesError(Exit.USAGE, "no command is named", hint="write series run -- COMMAND")
+        raise Exit.USAGE("no command is named", "write series run -- COMMAND")
     python = str(environments.python(paths))
     argv = arguments
     if program:

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether `Upstream:` and `Drop-When:` of each patch are true on the base and on later releases."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
-import shutil
 import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
-from . import fetch
 from . import patches as files
 from .command import Command
 from .conditions import Tree
 from .config import Base
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .lint import Finding
 from .patches import STATES, Mail
-from .state import locked, make_build_folder
+from .state import locked, unpack
 
 
 class Verdict(NamedTuple):
@@ -51,7 +47,7 @@ def _verdict(base: Base, tree: Tree, name: str, data: bytes) -> Verdict:
     try:
         conditions, states = mail.drop_when(), mail.upstream().states
     except ValueError as error:
-        raise SeriesError(Exit.FAILED, f"{name}.patch: {error}", hint="see check --lint") from None
+        raise Exit.FAILED(f"{name}.patch: {error}", "see check --lint") from None
     if tree.run_test is None:
         conditions = [condition for condition in conditions if condition.kind != "test"]
     drop = tree.all_hold(conditions) if conditions else None
@@ -70,12 +66,10 @@ def trees(command: Command, only: str = "") -> list[Tree]:
     """The base and the later releases, fetched, compared with their sha256 and unpacked."""
     base, later = command.base, files.releases(command.base)
     if only and only not in (base.version, *later):
-        raise SeriesError(
-            Exit.USAGE,
+        raise Exit.USAGE(
             f"no release {only} in {base.folder}/releases.toml",
-            hint=f"use {' or '.join([base.version, *later])}",
+            f"use {' or '.join([base.version, *later])}",
         )
-    local = Path(command.args.sources) if command.args.sources else None
     found = []
     for version, archive in {base.version: base.archive, **later}.items():
         if only and version != only:
@@ -83,38 +77,23 @@ def trees(command: Command, only: str = "") -> list[Tree]:
         if version == base.version:
             file, pin = command.fetch(), command.origin().split()[1]
         else:
-            pinned = dataclasses.replace(base, version=version, archive=archive)
-            make_build_folder(command.paths.build)
-            with locked(command.paths.downloads / ".lock", command.args.wait):
-                file = fetch.fetch_archive(pinned, command.paths, sources=local)
-            pin = archive.sha256
+            release = dataclasses.replace(base, version=version)
+            file, pin = command.fetch_file(release, archive), archive.sha256
         # Named by the pin too, so that other bytes are another folder.
         folder = command.paths.build / "releases" / f"{base.package}-{version}-{pin[:8]}"
         with locked(folder.parent / ".lock", command.args.wait):
-            found.append(Tree(unpack(file, folder), version))
+            if not folder.is_dir():
+                _unpack(file, folder)
+        found.append(Tree(folder, version))
     return found
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    """The files of a source archive in `folder`; nothing is done if it is there."""
-    if folder.is_dir():
-        return folder
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+def _unpack(archive: Path, folder: Path) -> None:
     try:
-        with tarfile.open(archive) as stream:
-            for member in stream:
-                path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
-                handle = stream.extractfile(member) if member.isfile() else None
-                if handle is None or ".." in path.parts:
-                    continue
-                (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / path).write_bytes(handle.read())
+        unpack(archive, folder, strip=1)
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise SeriesError(Exit.SOURCE, f"{archive.name} cannot be unpacked: {reason}") from error
-    fresh.rename(folder)
-    return folder
+        raise Exit.SOURCE(f"{archive.name} cannot be unpacked: {reason}") from error
 
 
 def findings(verdicts: list[Verdict]) -> list[Finding]:
@@ -122,13 +101,13 @@ def findings(verdicts: list[Verdict]) -> list[Finding]:
     return [Finding("true-trailers", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Print what each patch says about each release and what is found there."""
     args = command.args
     if bool(args.tree) != bool(args.version) or (args.tree and args.release):
-        raise SeriesError(Exit.USAGE, "name --tree together with --version, without --release")
+        raise Exit.USAGE("name --tree together with --version, without --release")
     if args.tree and not Path(args.tree).is_dir():
-        raise SeriesError(Exit.USAGE, f"{args.tree} is no folder", hint="name upstream's source")
+        raise Exit.USAGE(f"{args.tree} is no folder", "name upstream's source")
     found = [Tree(Path(args.tree), args.version)] if args.tree else trees(command, args.release)
     columns = [judge(command.base, tree) for tree in found]
     order = files.names(command.base)
@@ -143,9 +122,7 @@ def run(command: Command) -> Exit:
     for finding in wrong:
         command.say(str(finding))
     if wrong:
-        raise SeriesError(
-            Exit.FAILED,
+        raise Exit.FAILED(
             f"{len(wrong)} trailers are false",
-            hint="correct `Upstream:` or `Drop-When:` in the work tree, then make export",
+            "correct `Upstream:` or `Drop-When:` in the work tree, then make export",
         )
-    return Exit.OK

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`test-tool` and `locks`: the tool's own tests, lint and types, and the packages they need."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from . import index, tools
 from .command import Command
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import git
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,7 +47,7 @@ def _files(options: list[str]) -> list[str]:
     return found
 
 
-def run(command: Command) -> Exit:
+def run(command: Command) -> None:
     """Check the tool itself; stop at the first check that fails."""
     programs = tools.make(command.paths, "dev") / "bin"
     cache = command.paths.build / "cache"
@@ -78,13 +76,10 @@ def run(command: Command) -> Exit:
         )
         command.report[module] = done.returncode
         if done.returncode:
-            raise SeriesError(
-                Exit.FAILED, f"{module} found something wrong", hint="its output is above"
-            )
-    return Exit.OK
+            raise Exit.FAILED(f"{module} found something wrong", "its output is above")
 
 
-def locks(command: Command) -> Exit:
+def locks(command: Command) -> None:
     """Renew tools.txt and dev.txt of ci/locks from their .in files."""
     for name in ("tools", "dev"):
         subprocess.run(
@@ -98,4 +93,3 @@ def locks(command: Command) -> Exit:
             env=index.environment(command.paths),
             check=True,
         )
-    return Exit.OK

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings that are given once and kept, in a file that make reads too: build/config.mk."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -65,10 +63,9 @@ def read(paths: Paths) -> dict[str, str]:
     for name, value in plain.items():
         choices = (SOURCE | BUILD)[name].choices if name in SOURCE | BUILD else ()
         if choices and value not in choices:
-            raise SeriesError(
-                Exit.USAGE,
+            raise Exit.USAGE(
                 f"{paths.settings} says {name}={value}",
-                hint=f"it is one of {', '.join(choices)}: give it again",
+                f"it is one of {', '.join(choices)}: give it again",
             )
     return {name: value for name, value in plain.items() if name in SOURCE | BUILD}
 
@@ -116,7 +113,7 @@ def _keep(paths: Paths, given: dict[str, str]) -> None:
 def _usable(name: str, value: str) -> str:
     """The value as it is kept: a folder's whole path."""
     if "\n" in value:
-        raise SeriesError(Exit.USAGE, f"{name} has more than one line", hint="correct it")
+        raise Exit.USAGE(f"{name} has more than one line", "correct it")
     if name == "KERNEL_CACHE" and value:
         return str(Path(value).expanduser().resolve())
     local = name == "SOURCES" or (name == "TORCH_INDEX" and "://" not in value)

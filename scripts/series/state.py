@@ -9,10 +9,12 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from .errors import Exit, SeriesError
@@ -64,6 +66,25 @@ def sha256(path: Path) -> str:
     return total.hexdigest()
 
 
+def unpack(archive: Path, folder: Path, *, strip: int = 0) -> None:
+    """Write the files of a tar archive, `strip` names off their paths, to a new folder.
+
+    It is there whole or not at all.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with tarfile.open(archive) as stream:
+        for member in stream:
+            path = PurePosixPath(*PurePosixPath(member.name).parts[strip:])
+            handle = stream.extractfile(member) if member.isfile() else None
+            if handle is None or path.is_absolute() or ".." in path.parts:
+                continue
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / path).write_bytes(handle.read())
+            (fresh / path).chmod(0o755 if member.mode & 0o100 else 0o644)
+    fresh.rename(folder)
+
+
 @contextlib.contextmanager
 def locked(file: Path, wait: float) -> Iterator[None]:
     """Hold the lock `file`; wait at most `wait` seconds for another command to release it."""
@@ -76,10 +97,9 @@ def locked(file: Path, wait: float) -> Iterator[None]:
                 yield
                 return
         if time.monotonic() >= end:
-            raise SeriesError(
-                Exit.BUSY,
+            raise Exit.BUSY(
                 f"another command works on this build folder (lock {file})",
-                hint="wait for it, or use another BUILD_DIR=",
+                "wait for it, or use another BUILD_DIR=",
             )
         if not told:
             print("waiting for another command to finish", file=sys.stderr)

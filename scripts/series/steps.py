@@ -4,8 +4,6 @@
 On a terminal one line is written again and again, elsewhere plain lines follow each other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import subprocess
@@ -15,11 +13,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .errors import Exit, SeriesError
+from .errors import Exit
 
 TAIL = 20  # lines of a failed command's log that are shown
 EVERY = 15.0  # seconds between two plain lines
 _NINJA = re.compile(r"\[(\d+)/(\d+)\] ")
+
+
+def ask(*argv: str | Path, seconds: float = 30, env: Mapping[str, str] | None = None) -> str:
+    """What a program prints on standard output; '' if it fails, hangs or is not there."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=seconds, env=env, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 class Progress:
@@ -97,7 +106,7 @@ class Steps:
                     errors="replace",
                 )
             except FileNotFoundError as error:
-                raise SeriesError(Exit.BUILD, f"{command[0]} is missing", hint=hint) from error
+                raise Exit.BUILD(f"{command[0]} is missing", hint) from error
             with child:
                 assert child.stdout is not None
                 for line in child.stdout:
@@ -109,10 +118,9 @@ class Steps:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in lines[-TAIL:]:
                 print(f"  | {line}", file=sys.stderr)
-            raise SeriesError(
-                Exit.BUILD,
+            raise Exit.BUILD(
                 f"{Path(command[0]).name} failed with status {child.returncode} (log: {log})",
-                hint=hint or "the end of its log is above",
+                hint or "the end of its log is above",
             )
         return time.monotonic() - start
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Virtual environments of the tool itself: build/tools with uv, build/dev with what checks it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil
@@ -11,7 +9,7 @@ import sys
 from pathlib import Path
 
 from .config import Paths
-from .errors import Exit, SeriesError, hide
+from .errors import Exit, hide
 from .git import first_line
 from .state import digest, locked, make_build_folder
 
@@ -81,7 +79,7 @@ def _run(argv: list[str | Path], paths: Paths, what: str, hint: str) -> None:
     done = subprocess.run(argv, env=env, capture_output=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [b""]
-        raise SeriesError(Exit.BUILD, f"{what} ({hide(first_line(lines[-1]))})", hint=hint)
+        raise Exit.BUILD(f"{what} ({hide(first_line(lines[-1]))})", hint)
 
 
 def uv(paths: Paths) -> Path:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work tree: apply, unapply, status and clean."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +11,7 @@ from . import patches as files
 from . import settings
 from .commits import build, compare_lock
 from .config import Base, Paths
-from .errors import Exit, SeriesError
+from .errors import Exit
 from .git import EMAIL, attempt, git
 from .state import Record, digest, sha256, write_atomic
 
@@ -61,10 +59,8 @@ def edits(tree: Path, record: Record | None) -> str:
 def refuse_edits(tree: Path, record: Record | None) -> None:
     found = edits(tree, record)
     if found:
-        raise SeriesError(
-            Exit.DIRTY,
-            f"{tree} holds {found}",
-            hint=f"commit and make export, or drop them: see {LOCAL_EDITS}",
+        raise Exit.DIRTY(
+            f"{tree} holds {found}", f"commit and make export, or drop them: see {LOCAL_EDITS}"
         )
 
 
@@ -123,10 +119,9 @@ def refuse_loss(paths: Paths) -> None:
     found = list(belongings(paths))
     if found:
         (what, how), more = found[0], len(found) - 1
-        raise SeriesError(
-            Exit.DIRTY,
+        raise Exit.DIRTY(
             f"{paths.tree} holds {what}{f', and {more} more' if more else ''}",
-            hint=f"save it: {how}; see {LOCAL_EDITS}",
+            f"save it: {how}; see {LOCAL_EDITS}",
         )
 
 
@@ -160,10 +155,9 @@ def _refuse_overwriting(tree: Path, names: Iterable[str]) -> None:
     for name in names:
         path = tree / name
         if path.exists() and not path.is_symlink() and name not in _built(tree):
-            raise SeriesError(
-                Exit.DIRTY,
+            raise Exit.DIRTY(
                 f"a patch brings {name}, and {tree} holds an ignored file of that name",
-                hint="move it out of the work tree",
+                "move it out of the work tree",
             )
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs that keep the work tree: fetch, apply, status, export, check and clean."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
-from . import check as checks
 from . import export as exports
-from . import settings, tree
+from . import patches as files
+from . import releases, settings, tree
 from .command import Command
-from .config import Paths
-from .errors import Exit, SeriesError
-from .lint import lint
+from .commits import build, compare_lock
+from .config import ROOT, Paths
+from .errors import Exit
+from .lint import Finding, lint
+from .patches import Locked
 from .state import locked
 
 
@@ -30,11 +31,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         settings.add_arguments(parser, settings.BUILD)
 
 
-def configure(command: Command) -> Exit:
+def configure(command: Command) -> None:
     """Keep settings without building."""
     command.report = {"settings": settings.read(command.paths)}
     _say_settings(command)
-    return Exit.OK
 
 
 def _say_settings(command: Command) -> None:
@@ -43,15 +43,14 @@ def _say_settings(command: Command) -> None:
     command.say(f"settings  {words or 'none'} ({command.paths.settings})")
 
 
-def fetch(command: Command) -> Exit:
+def fetch(command: Command) -> None:
     """Get the pinned source and compare its sha256."""
     path = command.fetch()
     command.report = {"file": str(path)}
     command.say(f"verified {path.name}")
-    return Exit.OK
 
 
-def apply(command: Command) -> Exit:
+def apply(command: Command) -> None:
     """Make or update the work tree: one commit a patch."""
     with command.lock():
         command.report = tree.apply(command.base, command.paths, command.fetch, command.origin())
@@ -62,10 +61,9 @@ def apply(command: Command) -> Exit:
         command.say(f"nothing to do: {count} patches are applied in {command.paths.tree}")
         if command.report["edits"]:
             command.say(f"it also holds {command.report['edits']}")
-    return Exit.OK
 
 
-def unapply(command: Command) -> Exit:
+def unapply(command: Command) -> None:
     """Take the work tree back to the pinned source."""
     with command.lock():
         command.report = tree.apply(
@@ -73,10 +71,9 @@ def unapply(command: Command) -> Exit:
         )
     nothing = "" if command.report["changed"] else "nothing to do: "
     command.say(f"{nothing}no patch is applied in {command.paths.tree}")
-    return Exit.OK
 
 
-def status(command: Command) -> Exit:
+def status(command: Command) -> None:
     """Say what the work tree holds, and the settings."""
     command.report = report = tree.status(command.base, command.paths)
     command.say(f"base      {report['base']}{'' if report['source'] else ' (not fetched)'}")
@@ -86,10 +83,9 @@ def status(command: Command) -> Exit:
         command.say(f"edits     {report['edits']}")
     for name in report["series"]:
         command.say(f"  {'applied' if name in report['applied'] else 'not yet'} {name}")
-    return Exit.OK
 
 
-def export(command: Command) -> Exit:
+def export(command: Command) -> None:
     """Write the commits of the work tree to patches/."""
     drop = [name for names in command.args.drop for name in names.split()]
     with command.lock():
@@ -102,52 +98,64 @@ def export(command: Command) -> Exit:
                 command.say(f"{word} {name}.patch")
     if not report["changed"] and not report["removed"]:
         command.say("no patch changed")
-    return Exit.OK
 
 
-def check(command: Command) -> Exit:
+def check(command: Command) -> None:
     """Lint, apply exactly to a scratch tree, round trip, lock, trailers, index."""
     found = lint(command.base)
     if not found and not command.args.lint:
         # Not the lock of the work tree, which it does not touch.
         with command.lock(".check.lock"):
-            command.report = checks.check_series(command.base, command.paths, command.fetch)
-        found = checks.check_trailers(command)
-    found = found or checks.check_index()
+            command.report = _check_series(command)
+        for source in releases.trees(command):
+            found += releases.findings(releases.judge(command.base, source))
+    index = ROOT / "patches/README.md"
+    if not found and not (index.is_file() and index.read_bytes() == files.index(ROOT).encode()):
+        found = [Finding("index", "patches/README.md", "run make export, which writes it")]
     command.report["findings"] = [vars(finding) for finding in found]
     for finding in found:
         command.say(str(finding))
     if found:
-        raise SeriesError(
-            Exit.FAILED,
-            f"{len(found)} rules of {command.base.folder} are broken",
-            hint="see the lines above",
+        raise Exit.FAILED(
+            f"{len(found)} rules of {command.base.folder} are broken", "see the lines above"
         )
     command.say("check passed" if not command.args.lint else "lint passed")
-    return Exit.OK
 
 
-def clean(command: Command) -> Exit:
+def _check_series(command: Command) -> dict[str, Any]:
+    """Apply the series exactly to a scratch tree and compare it with series.lock.
+
+    Applying includes the round trip: the exported commits equal the files byte for byte.
+    """
+    base, scratch = command.base, command.paths.state / ".check"
+    if Locked.read(base) is None:
+        raise Exit.LOCK(f"{base.lock_file} is missing", "run make apply export and commit it")
+    try:
+        built = build(base, command.fetch(), scratch, files.read(base))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    compare_lock(base, built)
+    return {"patches": list(built.patches), "base_tree": built.base}
+
+
+def clean(command: Command) -> None:
     """Remove the work tree, unless it holds work of the user's."""
     command.report = {"removed": command.paths.tree.exists()}
     if command.paths.state.exists():
         with locked(command.paths.state / ".lock", command.args.wait):
             tree.clean(command.paths)
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
-    return Exit.OK
 
 
-def distclean(command: Command) -> Exit:
+def distclean(command: Command) -> None:
     """Remove the build folder, unless a work tree in it holds work of the user's."""
     build = command.paths.build
     command.report = {"removed": build.exists()}
     if not build.exists():
         command.say("nothing to do")
-        return Exit.OK
+        return
     if not (build / "CACHEDIR.TAG").is_file():
-        raise SeriesError(
-            Exit.USAGE, f"{build} does not belong to this tool", hint="remove it yourself"
-        )
+        raise Exit.USAGE(f"{build} does not belong to this tool", "remove it yourself")
     with contextlib.ExitStack() as locks:
         held = {*build.glob(".*lock"), *build.glob("*/.*lock")}
         held |= {folder.parent / ".lock" for folder in build.glob("*/vllm")}
@@ -161,7 +169,6 @@ def distclean(command: Command) -> Exit:
             tree.clean(paths)
         _remove(build)
     command.say(f"removed {build}")
-    return Exit.OK
 
 
 def _remove(build: Path) -> None:

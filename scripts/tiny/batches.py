@@ -6,8 +6,6 @@ workers make it. What transformers' vision tower computes from the picture sizes
 loops (window order, boundaries) is computed here, once for each size.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

@@ -11,8 +11,6 @@ compares them.
 Exit status: 0, or 1 if a file is missing, is not listed, or differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -9,8 +9,6 @@ Exit status: 0, or 1 if on the tiny checkpoint the answer is wrong or engine and
 differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes
@@ -62,9 +60,7 @@ def show(image: Any, width: int = 56) -> None:
 
 def describe_drafts(llm: Any) -> str:
     """How many drafts were accepted, from the engine's own counters."""
-    values = {metric.name: metric for metric in llm.get_metrics()}
-    verified = values["vllm:spec_decode_num_drafts"].value
-    accepted = values["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    verified, accepted = engine.count_drafts(llm)
     places = ", ".join(f"{count} of {verified}" for count in accepted)
     return f"{places}; {1 + sum(accepted) / max(verified, 1):.2f} tokens a step"
 
@@ -78,11 +74,9 @@ def ask_engine(model: str, prompt: str, image: Any, tokens: int, options: dict[s
     request = {"prompt": prompt, "multi_modal_data": {"image": image}}
     (output,) = llm.generate([request], sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
-    answer = output.outputs[0]
-    ids = list(answer.token_ids)
-    logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
+    answer = engine.answer_of(output)
     drafts = describe_drafts(llm) if "speculative_config" in options else ""
-    return Run("vLLM with the series", output.prompt_token_ids, ids, logprobs, seconds, drafts)
+    return Run("vLLM with the series", **answer, seconds=seconds, drafts=drafts)
 
 
 def ask_transformers(model: Any, processor: Any, prompt: str, image: Any, tokens: int) -> Run:
@@ -144,9 +138,9 @@ def print_table(runs: list[Run], image_token_id: int) -> None:
         )
 
 
-def compare(engine: Run, reference: Run) -> bool:
-    same = engine.prompt == reference.prompt and engine.tokens == reference.tokens
-    difference = max(abs(a - b) for a, b in zip(engine.logprobs, reference.logprobs, strict=False))
+def compare(ours: Run, reference: Run) -> bool:
+    same = ours.prompt == reference.prompt and ours.tokens == reference.tokens
+    difference = max(abs(a - b) for a, b in zip(ours.logprobs, reference.logprobs, strict=False))
     print(
         f"tokens equal: {'yes' if same else 'NO'}   largest difference in logprob: {difference:.1e}"
     )
@@ -187,7 +181,6 @@ class Asked:
     image: Any
     question: str
     prompt: str
-    options: dict[str, Any]
     reference: tuple[Any, Any] | None
     expected: str | None = None
 
@@ -204,22 +197,10 @@ def ask_about_drawing(args: argparse.Namespace) -> Asked:
     photo = args.folder / "picture.png"
     photo.parent.mkdir(parents=True, exist_ok=True)
     image.save(photo)
-    options = {
-        "max_model_len": 1024,
-        "disable_log_stats": False,
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS},
-    }
     parts = Reference(checkpoint.FOLDER)
-    return Asked(
-        model=str(checkpoint.FOLDER),
-        photo=photo,
-        image=image,
-        question=str(question.parts[-1]),
-        prompt=question.prompt(),
-        options=options,
-        reference=(parts.model, parts.processor),
-        expected=question.completion,
-    )
+    reference = (parts.model, parts.processor)
+    text, model = str(question.parts[-1]), str(checkpoint.FOLDER)
+    return Asked(model, photo, image, text, question.prompt(), reference, question.completion)
 
 
 def ask_about_photograph(args: argparse.Namespace) -> Asked:
@@ -228,16 +209,12 @@ def ask_about_photograph(args: argparse.Namespace) -> Asked:
     from transformers import AutoTokenizer
 
     photo = args.image or args.tree / PHOTO
-    message = {
-        "role": "user",
-        "content": [{"type": "image"}, {"type": "text", "text": args.question}],
-    }
+    content = [{"type": "image"}, {"type": "text", "text": args.question}]
     prompt = AutoTokenizer.from_pretrained(args.model).apply_chat_template(
-        [message], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     image = Image.open(photo).convert("RGB")
-    reference = load_reference(args.model)
-    return Asked(args.model, photo, image, args.question, prompt, {}, reference)
+    return Asked(args.model, photo, image, args.question, prompt, load_reference(args.model))
 
 
 def main() -> int:
@@ -266,7 +243,10 @@ def answer(args: argparse.Namespace, tiny: bool) -> int:
     from vllm.platforms import current_platform
 
     asked = ask_about_drawing(args) if tiny else ask_about_photograph(args)
-    options = {"use_tqdm_on_load": False, **asked.options}
+    options: dict[str, Any] = {"use_tqdm_on_load": False}
+    if tiny:
+        drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS}
+        options |= {"max_model_len": 1024, "disable_log_stats": False, "speculative_config": drafts}
     if current_platform.is_cpu() or tiny:
         options |= {"dtype": "float32", "enforce_eager": True}
     num_tokens = args.tokens or (48 if tiny else 256)

@@ -11,15 +11,13 @@ tests/models/multimodal/exaone4_5_mtp_reference.py of the tree), with 1, 2 and 3
 Exit status: 0 if engine and transformers agree everywhere, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from series import engine
 
@@ -31,8 +29,7 @@ EXTRA = 8
 MAX_DRAFTS = 3
 
 
-@dataclass
-class Answer:
+class Answer(NamedTuple):
     """An answer in tokens, and some tokens after its end."""
 
     prompt_ids: list[int]
@@ -67,20 +64,23 @@ def to_request(question: task.Question) -> dict[str, Any]:
     return {"prompt": question.prompt(), "multi_modal_data": data}
 
 
-def ask(llm: Any, questions: list[task.Question]) -> list[Answer]:
-    """Greedy answers, `EXTRA` tokens longer than the right ones."""
+def ask(
+    llm: Any,
+    questions: list[task.Question],
+    *,
+    lora: Any = None,
+    ignore_eos: bool = True,
+    limits: Any = None,
+) -> list[Answer]:
+    """Greedy answers, at most `EXTRA` tokens longer than the right ones."""
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()
-    sampling = [
-        SamplingParams(
-            temperature=0,
-            ignore_eos=True,
-            max_tokens=len(tokenizer.encode(question.completion)) + 1 + EXTRA,
-        )
-        for question in questions
-    ]
-    outputs = llm.generate([to_request(q) for q in questions], sampling, use_tqdm=False)
+    lengths = [len(tokenizer.encode(question.completion)) + 1 + EXTRA for question in questions]
+    given = {"temperature": 0, "ignore_eos": ignore_eos, "structured_outputs": limits}
+    params = [SamplingParams(max_tokens=length, **given) for length in lengths]
+    requests = [to_request(question) for question in questions]
+    outputs = llm.generate(requests, params, use_tqdm=False, lora_request=lora)
     return [Answer(out.prompt_token_ids, list(out.outputs[0].token_ids)) for out in outputs]
 
 
@@ -104,17 +104,22 @@ class Report:
     each place."""
 
     @property
-    def exact_match(self) -> float:
+    def shares(self) -> dict[str, tuple[float, int]]:
+        """Share of right answers and their number, by kind and of all."""
         everything = [x for part in self.right.values() for x in part]
-        return sum(everything) / len(everything)
+        parts = self.right | {"all": everything}
+        return {kind: (sum(part) / len(part), len(part)) for kind, part in parts.items()}
+
+    @property
+    def exact_match(self) -> float:
+        return self.shares["all"][0]
 
     def to_json(self) -> dict[str, Any]:
+        shares = {kind: round(share, 4) for kind, (share, _) in self.shares.items()}
         return {
-            "questions": sum(map(len, self.right.values())),
-            "exact_match": round(self.exact_match, 4),
-            "exact_match_by_kind": {
-                kind: round(sum(part) / len(part), 4) for kind, part in self.right.items()
-            },
+            "questions": self.shares["all"][1],
+            "exact_match": shares.pop("all"),
+            "exact_match_by_kind": shares,
             "transformers_disagrees": len(self.disagreements),
             "acceptance": {
                 str(k): {
@@ -160,10 +165,8 @@ def compare(reference: Any, questions: list[task.Question], answers: list[Answer
 
 
 def print_report(report: Report) -> None:
-    for kind, part in report.right.items():
-        print(f"{kind:12}{100 * sum(part) / len(part):7.2f} %  of {len(part)}")
-    count = sum(map(len, report.right.values()))
-    print(f"{'all':12}{100 * report.exact_match:7.2f} %  of {count}")
+    for kind, (share, count) in report.shares.items():
+        print(f"{kind:12}{100 * share:7.2f} %  of {count}")
     print(f"transformers answers otherwise: {len(report.disagreements)} of {count}")
     print("\ndrafts  verified  accepted at each place        tokens a step")
     for k, (verified, accepted) in report.acceptance.items():

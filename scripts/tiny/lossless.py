@@ -10,8 +10,6 @@ combination below; the tokens have to be equal, prompt included. Float32, greedy
 Exit status: 0 if all are, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -83,7 +81,6 @@ def write_adapter(folder: Path) -> None:
 
 def run(name: str, number: int, folder: Path) -> None:
     """One combination in this process; its tokens go to a file of `folder`."""
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -99,27 +96,15 @@ def run(name: str, number: int, folder: Path) -> None:
         lora = LoRARequest("random", 1, str(folder / "adapter"))
     questions = [task.get_question("held-out", i) for i in range(number)]
     llm = evaluate.make_engine(evaluate.FOLDER, **options)
-    tokenizer = llm.get_tokenizer()
     limits = StructuredOutputsParams(regex=REGEX) if combination.structured else None
-    params = [
-        SamplingParams(
-            temperature=0,
-            max_tokens=len(tokenizer.encode(question.completion)) + 1 + evaluate.EXTRA,
-            structured_outputs=limits,
-        )
-        for question in questions
-    ]
-    requests = [evaluate.to_request(question) for question in questions]
     started = time.perf_counter()
-    rounds = []
-    for _ in range(combination.rounds):
-        outputs = llm.generate(requests, params, use_tqdm=False, lora_request=lora)
-        rounds.append([[out.prompt_token_ids, list(out.outputs[0].token_ids)] for out in outputs])
+    rounds = [
+        evaluate.ask(llm, questions, lora=lora, ignore_eos=False, limits=limits)
+        for _ in range(combination.rounds)
+    ]
     result: dict[str, Any] = {"rounds": rounds, "seconds": time.perf_counter() - started}
     if name in COMBINATIONS:
-        metrics = {metric.name: metric for metric in llm.get_metrics()}
-        result["drafts"] = metrics["vllm:spec_decode_num_drafts"].value
-        result["accepted"] = metrics["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+        result["drafts"], result["accepted"] = engine.count_drafts(llm)
     (folder / f"{name}.json").write_text(json.dumps(result))
     llm.llm_engine.engine_core.shutdown()
 
@@ -168,8 +153,8 @@ def main() -> int:
             expected = runs[its.plain].result()["rounds"][0]
             different = [
                 i
-                for answer in outcome["rounds"]
-                for i, (ours, theirs) in enumerate(zip(answer, expected, strict=True))
+                for answers in outcome["rounds"]
+                for i, (ours, theirs) in enumerate(zip(answers, expected, strict=True))
                 if ours != theirs
             ]
             rates = [round(count / outcome["drafts"], 3) for count in outcome["accepted"]]

@@ -9,8 +9,6 @@ Needs the patched work tree on `sys.path`, whose tests hold the tokenizer, the c
 and the plain-torch draft layer.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -4,8 +4,6 @@
 Needs the patched work tree on `sys.path`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

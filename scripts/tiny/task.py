@@ -9,11 +9,11 @@ Every question is a function of (split, number), so a set of them needs no file.
 are balanced. Sizes are multiples of 28 pixels, so that the image processor resizes nothing.
 """
 
-from __future__ import annotations
-
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,6 @@ FILLER = tuple(
 )
 SYSTEM = "Answer in a few words."
 SPLITS = {"train": 1, "held-out": 2}
-
-Rgb = tuple[int, int, int]
 
 
 @dataclass
@@ -154,20 +152,23 @@ class Artist:
     def shape(self, image: Image.Image, thing: Thing, x: float, y: float, r: float) -> None:
         """Draw a shape with centre (x, y) and radius r, in pixels."""
         draw, fill = ImageDraw.Draw(image), COLOURS[thing.colour]
+
+        def bar(w: float, h: float) -> None:
+            draw.rectangle((x - w, y - h, x + w, y + h), fill=fill)
+
         box = (x - r, y - r, x + r, y + r)
         if thing.shape == "circle":
             draw.ellipse(box, fill=fill)
-        elif thing.shape == "square":
-            draw.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
-        elif thing.shape == "triangle":
-            draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
-        elif thing.shape == "cross":
-            draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
-            draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=fill)
         elif thing.shape == "ring":
             draw.ellipse(box, outline=fill, width=max(2, round(r / 3)))
+        elif thing.shape == "triangle":
+            draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
+        elif thing.shape == "square":
+            bar(0.85 * r, 0.85 * r)
         else:
-            draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
+            bar(r, r / 3)
+            if thing.shape == "cross":
+                bar(r / 3, r)
 
     def scene(self, things: list[Thing], low: int = 3, high: int | None = None) -> Image.Image:
         """Things in the quarters of a picture of `low` to `high` cells a side."""
@@ -194,41 +195,42 @@ class Artist:
     def code(self, low: int, high: int) -> str:
         return "".join(self.pick(LETTERS) for _ in range(int(self.rng.integers(low, high + 1))))
 
-    def sign(self, text: str) -> Image.Image:
-        """A picture of a printed string, a letter a cell."""
-        font = ImageFont.load_default_imagefont()
-        columns = len(text) + int(self.rng.integers(0, 3))
-        rows = int(self.rng.integers(2, 4))
-        image = self.canvas(CELL * max(2, columns), CELL * rows)
-        ink = COLOURS[self.pick(list(COLOURS))]
-        x = CELL * int(self.rng.integers(0, image.width // CELL - len(text) + 1))
-        y = CELL * int(self.rng.integers(0, rows))
-        x, y = (side + int(self.rng.integers(6, 11)) for side in (x, y))
-        for i, letter in enumerate(text):
-            left, top, right, bottom = font.getbbox(letter)
-            mask = Image.new("L", (int(right - left), int(bottom - top)))
-            ImageDraw.Draw(mask).text((-left, -top), letter, fill=255, font=font)
-            mask = mask.resize((2 * mask.width, 2 * mask.height), Image.Resampling.NEAREST)
-            image.paste(ink, (x + CELL * i, y - 3), mask)
-        return image
-
-    def loose_sign(self, text: str) -> Image.Image:
-        """A picture of a string printed anywhere, in one of two sizes."""
-        scale = self.pick((2, 3))
+    @staticmethod
+    def print(text: str, scale: int) -> Image.Image:
+        """The mask of a printed string."""
         font = ImageFont.load_default_imagefont()
         left, top, right, bottom = font.getbbox(text)
         mask = Image.new("L", (int(right - left), int(bottom - top)))
         ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
-        mask = mask.resize((mask.width * scale, mask.height * scale), Image.Resampling.NEAREST)
+        size = (scale * mask.width, scale * mask.height)
+        return mask.resize(size, Image.Resampling.NEAREST)
+
+    def ink(self) -> Any:
+        return COLOURS[self.pick(list(COLOURS))]
+
+    def sign(self, text: str) -> Image.Image:
+        """A picture of a printed string, a letter a cell."""
+        columns = len(text) + int(self.rng.integers(0, 3))
+        rows = int(self.rng.integers(2, 4))
+        image = self.canvas(CELL * max(2, columns), CELL * rows)
+        ink = self.ink()
+        x = CELL * int(self.rng.integers(0, image.width // CELL - len(text) + 1))
+        y = CELL * int(self.rng.integers(0, rows))
+        x, y = (side + int(self.rng.integers(6, 11)) for side in (x, y))
+        for i, letter in enumerate(text):
+            image.paste(ink, (x + CELL * i, y - 3), self.print(letter, 2))
+        return image
+
+    def loose_sign(self, text: str) -> Image.Image:
+        """A picture of a string printed anywhere, in one of two sizes."""
+        mask = self.print(text, self.pick((2, 3)))
         # Room for the text, and some more.
         columns = -(-(mask.width + 4) // CELL) + int(self.rng.integers(0, 2))
         rows = max(2, -(-(mask.height + 4) // CELL)) + int(self.rng.integers(0, 2))
         image = self.canvas(CELL * max(2, columns), CELL * rows)
-        place = tuple(
-            int(self.rng.integers(2, max(3, free - 1)))
-            for free in (image.width - mask.width, image.height - mask.height)
-        )
-        image.paste(COLOURS[self.pick(list(COLOURS))], place, mask)
+        room = (image.width - mask.width, image.height - mask.height)
+        place = tuple(int(self.rng.integers(2, max(3, free - 1))) for free in room)
+        image.paste(self.ink(), place, mask)
         return image
 
     def clip(self, thing: Thing, direction: str) -> list[Image.Image]:
@@ -243,19 +245,13 @@ class Artist:
         for i in range(frames):
             along = i / (frames - 1)
             x, y = (
-                across[axis]
-                if not step
-                else self._travel(along if step > 0 else 1 - along, r, side)
-                for axis, (step, side) in enumerate(((dx, width), (dy, height)))
+                r + 1 + (along if step > 0 else 1 - along) * (side - 2 * r - 2) if step else middle
+                for middle, step, side in zip(across, (dx, dy), (width, height), strict=True)
             )
             image = background.copy()
             self.shape(image, thing, x, y, r)
             images.append(image)
         return images
-
-    @staticmethod
-    def _travel(along: float, r: float, side: int) -> float:
-        return r + 1 + along * (side - 2 * r - 2)
 
     def filler(self, low: int, high: int) -> str:
         """Words that say nothing, `low` to `high` characters."""
@@ -264,24 +260,21 @@ class Artist:
         return text[:length].strip() + "."
 
 
-def ask_colour(a: Artist) -> Question:
-    things = a.things(int(a.rng.integers(1, a.most_things + 1)))
-    thing = a.pick(things)
-    text = f"What colour is the {thing.shape}?"
-    return Question("colour", [a.scene(things), text], thing.colour)
+def ask_about_one(kind: str, text: str, answer: str) -> Callable[[Artist], Question]:
+    """Asks about one thing of a scene; {shape}, {colour}, {name} and {where} are its."""
+
+    def ask(a: Artist) -> Question:
+        things = a.things(int(a.rng.integers(1, a.most_things + 1)))
+        thing = a.pick(things)
+        its = {**vars(thing), "name": thing.name, "where": PLACES[thing.place]}
+        return Question(kind, [a.scene(things), text.format(**its)], answer.format(**its))
+
+    return ask
 
 
-def ask_shape(a: Artist) -> Question:
-    things = a.things(int(a.rng.integers(1, a.most_things + 1)))
-    thing = a.pick(things)
-    return Question("shape", [a.scene(things), f"Which shape is {thing.colour}?"], thing.shape)
-
-
-def ask_where(a: Artist) -> Question:
-    things = a.things(int(a.rng.integers(1, a.most_things + 1)))
-    thing = a.pick(things)
-    text = f"Where is the {thing.name}?"
-    return Question("where", [a.scene(things), text], PLACES[thing.place])
+ask_colour = ask_about_one("colour", "What colour is the {shape}?", "{colour}")
+ask_shape = ask_about_one("shape", "Which shape is {colour}?", "{shape}")
+ask_where = ask_about_one("where", "Where is the {name}?", "{where}")
 
 
 def ask_count(a: Artist) -> Question:
@@ -407,23 +400,23 @@ def write_questions(folder: Path, count: int) -> None:
     `images` (file names) and `videos` (a list of file names each).
     """
     folder.mkdir(parents=True, exist_ok=True)
+
+    def save(image: Image.Image, names: Iterator[str]) -> str:
+        name = next(names)
+        image.save(folder / name, compress_level=1)
+        return name
+
     entries = []
     for number in range(count):
         question = get_question("held-out", number)
-        names = iter(f"{number:04}-{i}.png" for i in range(100))
-
-        def save(image: Image.Image, names: Any = names) -> str:
-            name: str = next(names)
-            image.save(folder / name, compress_level=1)
-            return name
-
+        names = (f"{number:04}-{i}.png" for i in itertools.count())
         entries.append(
             {
                 "kind": question.kind,
                 "prompt": question.prompt(),
                 "answer": question.completion,
-                "images": [save(image) for image in question.images],
-                "videos": [[save(frame) for frame in video] for video in question.videos],
+                "images": [save(image, names) for image in question.images],
+                "videos": [[save(frame, names) for frame in video] for video in question.videos],
             }
         )
     # Last, so that a folder with this file is complete.

@@ -11,8 +11,6 @@ are functions of the seed. Kernels of another machine round differently, so the 
 the same there; what the model can do is.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs that run the engine; `make test-model` runs this."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -5,8 +5,6 @@ Commands go through vLLM's own parser, Python is run on the trained checkpoint, 
 are looked up in the source, and parameter counts are compared with transformers' model.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import json

@@ -4,8 +4,6 @@
 In the engine's environment, with the patched tree and `scripts` on `sys.path`.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

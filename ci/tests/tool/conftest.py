@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A toy upstream with a series of three patches, and the means to plant faults in it."""
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -15,8 +14,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +24,7 @@ from series import settings
 from series.cli import KEEP, function_of, parse
 from series.command import Command
 from series.config import Base, Paths
-from series.errors import Exit
+from series.errors import Exit, SeriesError
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -84,12 +84,17 @@ def make_sdist(path: Path, files: Mapping[str, bytes] = UPSTREAM) -> None:
         out.addfile(link)
 
 
-def make_wheel(path: Path) -> None:
+def make_wheel(path: Path, files: Mapping[str, str | bytes], record: str = "") -> str:
+    """A wheel of the package and version that its name says; its sha256."""
+    name, version = path.name.split("-")[:2]
+    info = f"{name}-{version}.dist-info"
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    of_wheel = {f"{info}/METADATA": head, f"{info}/WHEEL": kind, f"{info}/RECORD": record}
     with zipfile.ZipFile(path, "w") as out:
-        info = "toy-1.0.dist-info"
-        out.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        out.writestr(f"{info}/RECORD", "")
+        for file, data in {**files, **of_wheel}.items():
+            out.writestr(file, data)
+    return digest(path)
 
 
 def digest(path: Path) -> str:
@@ -123,31 +128,28 @@ class Project:
     def tree(self) -> Path:
         return self.root / "build/v1/vllm"
 
-    def run(
+    def start(
         self,
         *args: str,
         env: Mapping[str, str] | None = None,
         sources: bool = True,
-        umask: int = 0o22,
-    ) -> subprocess.CompletedProcess[str]:
-        full = {
-            **os.environ,
-            "SERIES_ROOT": str(self.root),
-            "PYTHONPATH": str(REPO / "scripts"),
-            **(env or {}),
-        }
+        tool: Sequence[str] = (sys.executable, "-m", "series"),
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        """Start the command line on this project, its output in pipes unless said otherwise."""
+        full = {"SERIES_ROOT": str(self.root), "PYTHONPATH": str(REPO / "scripts"), **(env or {})}
         extra = ["--base", "v1"] if "--base" not in args else []
         if sources:
             extra += ["--sources", str(self.sources)]
-        return subprocess.run(
-            [sys.executable, "-m", "series", args[0], *extra, *args[1:]],
-            cwd=self.root,
-            env=full,
-            capture_output=True,
-            text=True,
-            check=False,
-            umask=umask,
-        )
+        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        command = [*tool, args[0], *extra, *args[1:]]
+        return subprocess.Popen(command, cwd=self.root, env={**os.environ, **full}, **given)
+
+    def run(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end; see `start`."""
+        with self.start(*args, **options) as process:
+            out, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def ok(self, *args: str, env: Mapping[str, str] | None = None) -> str:
         done = self.run(*args, env=env)
@@ -205,7 +207,7 @@ def call(verb: str, base: Base, paths: Paths, *given: str) -> Exit:
     command = Command(args)
     command.base = base
     settings.resolve(args, paths, keep=verb in KEEP)
-    return function_of(verb)(command)
+    return function_of(verb)(command) or Exit.OK
 
 
 NAMES = ("add-the-first", "add-the-second", "add-dos-lines")
@@ -216,7 +218,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy's sdist and wheel."""
     folder = tmp_path_factory.mktemp("upstream")
     make_sdist(folder / "toy-1.0.tar.gz")
-    make_wheel(folder / "toy-1.0-py3-none-any.whl")
+    make_wheel(folder / "toy-1.0-py3-none-any.whl", {})
     return folder
 
 
@@ -235,6 +237,29 @@ def upstream_git(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "commit", "-q", "-m", "toy")
     git(folder, "tag", "v1.0")
     return folder
+
+
+@contextlib.contextmanager
+def failing(code: Exit, match: str | None = None) -> Iterator[pytest.ExceptionInfo[SeriesError]]:
+    """What runs inside ends with an error of this status, and says so."""
+    with pytest.raises(SeriesError, match=match) as caught:
+        yield caught
+    assert caught.value.code is code
+
+
+def program(path: Path, script: str, shell: str = "/bin/sh") -> Path:
+    """Write a program that a test puts in the place of a real one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{shell}\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def other_git(folder: Path, case: str) -> str:
+    """A PATH with a git that does something else in a case of the shell."""
+    real = shutil.which("git")
+    program(folder / "git", f'case "$*" in {case};; esac\nexec {real} "$@"')
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def one_line(errors: str) -> str:

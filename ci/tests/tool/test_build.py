@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The build with a fake uv and a fake compiler: what it runs, what it keeps, what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import call
+from conftest import REPO, call, failing, git, program
 from series import cli, cuda, index, kernels, tools, tree
 from series import env as environments
 from series.config import Base, Paths, Pythons
 from series.errors import Exit, SeriesError
 from series.steps import Steps
 
-REPO = Path(__file__).resolve().parents[3]
 LOCK = """\
 # This file was made by a tool
 cuda-bindings==12.9.4 ; sys_platform == 'linux' \\
@@ -65,7 +61,6 @@ xgrammar==0.1.33 \\
 """
 
 UV = """\
-#!{python}
 import os, pathlib, sys
 args = sys.argv[1:]
 with open({log!r}, "a") as log:
@@ -102,13 +97,6 @@ else:
 with open({log!r}, "a") as log:
     print("cmake", *args, file=log)
 """
-
-
-def git(folder: Path, *args: str) -> None:
-    env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    for role in ("AUTHOR", "COMMITTER"):
-        env[f"GIT_{role}_NAME"], env[f"GIT_{role}_EMAIL"] = "Toy", "toy@example.com"
-    subprocess.run(["git", *args], cwd=folder, env=env, check=True, capture_output=True)
 
 
 @dataclasses.dataclass
@@ -154,16 +142,12 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     head = {"python": sys.executable, "log": str(log)}
     # The environment's Python only has to say its version and to load the kernels.
     programs = {"python": "#!/bin/sh\necho 3 12\n", "cmake": CMAKE.format(**head)}
-    uv = tmp_path / "uv"
-    uv.write_text(UV.format(**head, programs=programs))
-    compiler = tmp_path / "bin/g++"
-    compiler.parent.mkdir()
-    compiler.write_text(
-        '#!/bin/sh\n[ "$1" = -dumpfullversion ] && echo 12.2.0 && exit\n'
-        'echo "g++ (Toy) 12.2.0"; echo "Free Software Foundation"\n'
+    uv = program(tmp_path / "uv", UV.format(**head, programs=programs), sys.executable)
+    compiler = program(
+        tmp_path / "bin/g++",
+        '[ "$1" = -dumpfullversion ] && echo 12.2.0 && exit\n'
+        'echo "g++ (Toy) 12.2.0"; echo "Free Software Foundation"',
     )
-    for program in (uv, compiler):
-        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(tools, "uv", lambda _: uv)
     monkeypatch.setattr(index, "pip_settings", lambda _: {})
@@ -236,9 +220,8 @@ def test_release_kernels_fit_only_the_release_sources(toy: Toy) -> None:
     cuda.refuse_other_sources(toy.paths.tree)
     for name in ("csrc/cpu.cpp", "cmake/utils.cmake", "CMakeLists.txt", "setup.py"):
         toy.commit(name, "changed\n")
-        with pytest.raises(SeriesError, match=f"{name} differs.*use KERNELS=source") as caught:
+        with failing(Exit.BUILD, f"{name} differs.*use KERNELS=source"):
             toy.build("--device=cuda")
-        assert caught.value.code is Exit.BUILD
         git(toy.paths.tree, "reset", "-q", "--hard", "HEAD^")
         # Not committed either.
         (toy.paths.tree / name).write_text("edited\n")
@@ -291,9 +274,8 @@ def test_failed_compile_shows_its_log_and_leaves_no_kernels(
     toy: Toy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toy.commit("csrc/cpu.cpp", "broken\n")
-    with pytest.raises(SeriesError, match=r"kernels-compile\.log") as caught:
+    with failing(Exit.BUILD, r"kernels-compile\.log"):
         toy.build()
-    assert caught.value.code is Exit.BUILD
     assert "csrc/cpu.cpp:1: error: broken" in capsys.readouterr().err
     assert kernel_files(toy) == []
     toy.commit("csrc/cpu.cpp", "int main;\n")
@@ -331,14 +313,12 @@ def test_a_moved_or_dead_environment_is_made_again(toy: Toy, tmp_path: Path) -> 
 
 def test_the_build_reads_its_versions_from_the_pin(toy: Toy) -> None:
     toy.base = dataclasses.replace(toy.base, torch="2.11.0")
-    with pytest.raises(SeriesError, match=r"torch 2\.10\.0, base\.toml says 2\.11\.0") as caught:
+    with failing(Exit.BUILD, r"torch 2\.10\.0, base\.toml says 2\.11\.0"):
         toy.build()
-    assert caught.value.code is Exit.BUILD
     old = Pythons.parse(">=3.8,<3.10")
     toy.base = dataclasses.replace(toy.base, torch="2.10.0", python=old)
-    with pytest.raises(SeriesError, match=r"needs 3\.8 to 3\.9") as caught:
+    with failing(Exit.USAGE, r"needs 3\.8 to 3\.9"):
         toy.build()
-    assert caught.value.code is Exit.USAGE
     with pytest.raises(SeriesError, match=r"Python is 3\.12, .* needs 3\.8 to 3\.9"):
         toy.build("--python", "3.12")
 
@@ -373,11 +353,10 @@ def test_interrupted_sync_is_done_again(toy: Toy, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_wrong_machine(machine: str, flags: str, message: str) -> None:
-    with pytest.raises(SeriesError, match=message) as caught:
+    with failing(Exit.BUILD, message):
         kernels.check_machine(
             machine, f"processor : 0\nflags\t\t: {flags}\n", system="Linux", cpu=True
         )
-    assert caught.value.code is Exit.BUILD
     kernels.check_machine("x86_64", "flags : fpu avx2 f16c\n", system="Linux", cpu=True)
     kernels.check_machine("x86_64", "flags : fpu\n", system="Linux", cpu=False)
     for cpu in (True, False):
@@ -396,14 +375,12 @@ def test_wrong_machine(machine: str, flags: str, message: str) -> None:
 def test_wrong_compiler(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
 ) -> None:
-    program = toy.log.parent / "cxx"
+    cxx = toy.log.parent / "cxx"
     if script:
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-    monkeypatch.setenv("CXX", str(program))
-    with pytest.raises(SeriesError, match=message) as caught:
+        program(cxx, script)
+    monkeypatch.setenv("CXX", str(cxx))
+    with failing(Exit.BUILD, message):
         toy.build()
-    assert caught.value.code is Exit.BUILD
     # Said before anything was downloaded or built.
     assert toy.log.read_text() == ""
     assert not toy.paths.env.exists()
@@ -415,9 +392,8 @@ def test_bad_values(toy: Toy) -> None:
         (["--torch-index=/no/such/folder"], Exit.USAGE),
         (["--device=cuda", "--torch-index=https://example.com"], Exit.USAGE),
     ):
-        with pytest.raises(SeriesError) as caught:
+        with failing(code):
             toy.build(*given)
-        assert caught.value.code is code
     assert not toy.paths.env.exists()
 
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels: what is taken from the wheel, and what a build from source asks for."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
-import zipfile
 from pathlib import Path
 
 import pytest
 
+from conftest import failing, make_wheel, program
 from series import cuda
 from series.errors import Exit, SeriesError
 
@@ -21,46 +19,42 @@ FILES = {
 }
 
 
-def make_wheel(path: Path, record: dict[str, bytes], files: dict[str, bytes]) -> None:
+def make(path: Path, listed: dict[str, bytes], files: dict[str, bytes]) -> None:
+    """A wheel of these files whose RECORD lists others."""
     lines = []
-    for name, data in record.items():
+    for name, data in listed.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
         lines.append(f"{name},sha256={digest},{len(data)}\n")
-    with zipfile.ZipFile(path, "w") as out:
-        for name, data in files.items():
-            out.writestr(name, data)
-        out.writestr("vllm-0.19.1.dist-info/RECORD", "".join(lines))
+    make_wheel(path, files, "".join(lines))
 
 
 def test_unpacks_what_the_source_lacks(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "v.whl", FILES, FILES)
-    assert cuda.unpack(tmp_path / "v.whl", tmp_path / "out", {"vllm/__init__.py"}) == 2
+    make(tmp_path / "v-1.whl", FILES, FILES)
+    assert cuda.unpack(tmp_path / "v-1.whl", tmp_path / "out", {"vllm/__init__.py"}) == 2
     found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     assert found == {"vllm/_C.abi3.so", "vllm/third_party/triton_kernels/a.py"}
     assert (tmp_path / "out/vllm/_C.abi3.so").read_bytes() == FILES["vllm/_C.abi3.so"]
 
 
 def test_a_changed_or_unlisted_member_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "v.whl"
+    wheel = tmp_path / "v-1.whl"
     changed = {**FILES, "vllm/_C.abi3.so": b"\x7fELF" * 999 + b"evil"}
     unlisted = {**FILES, "vllm/extra.so": b"x"}
     for files in (changed, unlisted):
-        make_wheel(wheel, FILES, files)
-        with pytest.raises(SeriesError, match="RECORD lists") as caught:
+        make(wheel, FILES, files)
+        with failing(Exit.SOURCE, "RECORD lists"):
             cuda.unpack(wheel, tmp_path / "out", set())
-        assert caught.value.code is Exit.SOURCE
 
 
 def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "v.whl"
-    make_wheel(wheel, FILES, FILES)
+    wheel = tmp_path / "v-1.whl"
+    make(wheel, FILES, FILES)
     data = bytearray(wheel.read_bytes())
     data[data.index(b"\x7fELF") + 100] ^= 1
     for damaged in (bytes(data), b"no zip at all"):
         wheel.write_bytes(damaged)
-        with pytest.raises(SeriesError, match="cannot be read") as caught:
+        with failing(Exit.SOURCE, "cannot be read"):
             cuda.unpack(wheel, tmp_path / "out", set())
-        assert caught.value.code is Exit.SOURCE
 
 
 @pytest.mark.parametrize(
@@ -78,9 +72,8 @@ def test_architectures(wanted: str, result: str) -> None:
 
 def test_wrong_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in ("sm_90", "90", "9.0;hopper"):
-        with pytest.raises(SeriesError, match="CUDA_ARCHS") as caught:
+        with failing(Exit.USAGE, "CUDA_ARCHS"):
             cuda.architectures(wanted)
-        assert caught.value.code is Exit.USAGE
     monkeypatch.setattr(cuda, "_nvidia_smi", lambda _: [])
     with pytest.raises(SeriesError, match="no GPU"):
         cuda.architectures("")
@@ -92,13 +85,9 @@ def test_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(SeriesError, match="no CUDA compiler"):
         cuda.toolkit("12.8")
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.1'\n")
-    nvcc.chmod(0o755)
-    with pytest.raises(SeriesError, match=r"is CUDA 13\.0, torch is built with 12\.8") as caught:
+    program(tmp_path / "bin/nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.1'")
+    with failing(Exit.BUILD, r"is CUDA 13\.0, torch is built with 12\.8"):
         cuda.toolkit("12.8")
-    assert caught.value.code is Exit.BUILD
     assert cuda.toolkit("13.2") == tmp_path
 
 
@@ -109,9 +98,8 @@ def test_parts_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     variables = [variable for _, variable in cuda.PARTS.values()]
     for variable in variables:
         monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(SeriesError) as caught:
+    with failing(Exit.SOURCE) as caught:
         cuda.check_parts(tmp_path)
-    assert caught.value.code is Exit.SOURCE
     assert all(variable in str(caught.value) for variable in variables)
     for variable in variables:
         monkeypatch.setenv(variable, str(tmp_path))

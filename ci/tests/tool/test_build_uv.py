@@ -1,39 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment that the real uv builds from local indexes of fabricated wheels."""
 
-from __future__ import annotations
-
-import hashlib
-import zipfile
 from pathlib import Path
 
 import pytest
 
+from conftest import REPO, failing, make_wheel
 from series import env as environments
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
 from series.steps import Steps
-
-REPO = Path(__file__).resolve().parents[3]
 
 
 def add_wheel(index: Path, name: str, version: str, text: str = "") -> str:
     """Add a package to a simple index in a folder; the sha256 of its wheel."""
     folder = index / name
     folder.mkdir(parents=True)
-    info = f"{name}-{version}.dist-info"
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as out:
-        out.writestr(f"{name}/__init__.py", text)
-        out.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        out.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        out.writestr(f"{info}/RECORD", f"{name}/__init__.py,,\n{info}/RECORD,,\n")
+    record = f"{name}/__init__.py,,\n{name}-{version}.dist-info/RECORD,,\n"
+    sha256 = make_wheel(wheel, {f"{name}/__init__.py": text}, record)
     (folder / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
-    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return sha256
 
 
 @pytest.fixture
@@ -79,9 +66,8 @@ def test_torch_comes_from_its_index(make: Paths, tmp_path: Path) -> None:
 
 
 def test_torch_index_without_torch(make: Paths, tmp_path: Path) -> None:
-    with pytest.raises(SeriesError, match="TORCH_INDEX must offer") as caught:
+    with failing(Exit.BUILD, "TORCH_INDEX must offer"):
         run(make, (tmp_path / "index").as_uri())
-    assert caught.value.code is Exit.BUILD
 
 
 def test_a_file_with_another_hash_is_refused(make: Paths, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`capabilities` on a list and reports built here."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The conditions of `Drop-When:`: their grammar, and what they say about a tree."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

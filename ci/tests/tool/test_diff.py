@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`series diff`: what a change does to the series."""
 
-from __future__ import annotations
-
 import json
 
 from conftest import NAMES, Project, git, message

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents: the commands and error messages that they name exist."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trailers are compared with the base and with later releases, and a false one stops the gate."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

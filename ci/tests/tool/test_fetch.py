@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads from a server that misbehaves, and the index that pip or uv is configured for."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os
@@ -10,7 +8,6 @@ import re
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, Project, digest
+from conftest import Project, digest, failing
 from series import engine, fetch, index, tools
 from series.config import Artifact, Paths
 from series.errors import Exit, SeriesError, hide
@@ -105,9 +102,8 @@ def download(server: Server, target: Path) -> list[float]:
 
 
 def refused(server: Server, target: Path) -> str:
-    with pytest.raises(SeriesError) as caught:
+    with failing(Exit.SOURCE) as caught:
         fetch.download(f"{server.url}/file.bin", PINNED, target, {}, sleep=lambda _: None)
-    assert caught.value.code is Exit.SOURCE
     assert not target.exists()
     return str(caught.value)
 
@@ -180,9 +176,8 @@ def test_a_trusted_host_needs_no_certificate(
         fetch.download(url, PINNED, target, env, sleep=lambda _: None)
         assert target.read_bytes() == DATA
         return
-    with pytest.raises(SeriesError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+    with failing(Exit.SOURCE, "CERTIFICATE_VERIFY_FAILED"):
         fetch.download(url, PINNED, target, env, sleep=lambda _: None)
-    assert caught.value.code is Exit.SOURCE
 
 
 def test_pips_trusted_host_reaches_uv_and_the_download(
@@ -278,15 +273,7 @@ def test_killed_download_is_continued(server: Server, fresh: Project, tmp_path: 
     own_index(server, fresh.sources)
     server.stall = True
     env = environment(tmp_path, UV_DEFAULT_INDEX=f"{server.url}/simple")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "series", "fetch", "--base", "v1"],
-        env={
-            **os.environ,
-            **env,
-            "SERIES_ROOT": str(fresh.root),
-            "PYTHONPATH": str(REPO / "scripts"),
-        },
-    )
+    process = fresh.start("fetch", env=env, sources=False)
     while not [path for path, _ in server.requests if path.endswith(".gz")]:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -345,11 +332,11 @@ def test_wheel_is_verified_like_the_archive(master: Project, tmp_path: Path) -> 
     base = Base.load("v1", master.root)
     paths = Paths(tmp_path, "v1")
     assert base.wheel is not None
-    found = fetch.fetch_wheel(base, paths, sources=master.sources)
+    found = fetch.fetch(base, base.wheel, paths, master.sources)
     assert digest(found) == base.wheel.sha256
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / base.wheel.name).write_bytes(b"other")
     found.unlink()
     with pytest.raises(SeriesError, match="has sha256"):
-        fetch.fetch_wheel(base, paths, sources=tmp_path / "bad")
+        fetch.fetch(base, base.wheel, paths, tmp_path / "bad")
     assert list(paths.downloads.iterdir()) == []

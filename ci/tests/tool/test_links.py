@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every link and anchor of the documents, and every place in them that a message names."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each lint rule has series that break it, and nothing else, and series that keep it narrowly."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -11,11 +9,11 @@ import pytest
 from conftest import REPO, Project
 from series.config import Base
 from series.errors import Exit
-from series.lint import PATCH_RULES, SERIES_RULES, lint, rule_id
+from series.lint import PATCH_RULES, SERIES_RULES, lint
 from series.patches import Mail
 
 TEMPLATE = (REPO / "ci/tests/fixtures/lint/add-a-thing.patch").read_text()
-RULES = [*map(rule_id, SERIES_RULES), *map(rule_id, PATCH_RULES)]
+RULES = [*SERIES_RULES, *PATCH_RULES]
 Files = dict[str, str]
 
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Makefile from end to end, the settings that it keeps, doctor and the clean targets."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, Project, one_line
+from conftest import REPO, Project, one_line, program
 from series import cli, doctor, kernels, verbs
 from series.command import Command
 from series.config import Base, Paths
@@ -185,8 +183,7 @@ def test_no_password_is_kept(checkout: Checkout) -> None:
 @pytest.mark.parametrize("build", ["build", "my build"])
 def test_python_is_kept(build: str, checkout: Checkout, tmp_path: Path) -> None:
     other = tmp_path / "python #1 of $HOME"
-    other.write_text(f'#!/bin/sh\necho used >&2\nexec {sys.executable} "$@"\n')
-    other.chmod(0o755)
+    program(other, f'echo used >&2\nexec {sys.executable} "$@"')
     where = f"BUILD_DIR={build}"
     checkout.ok("configure", where, f"PYTHON={other}".replace("$", "$$"))
     assert "used" in checkout.make("status", where).stderr
@@ -199,14 +196,7 @@ def test_python_is_kept(build: str, checkout: Checkout, tmp_path: Path) -> None:
 def test_settings_are_written_by_one_command_at_a_time(project: Project) -> None:
     with (project.root / "build/.settings.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        command = [sys.executable, "-m", "series", "configure", "--device", "cpu"]
-        process = subprocess.Popen(
-            [*command, "--build-dir", str(project.root / "build")],
-            env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        process = project.start("configure", "--device", "cpu", sources=False)
         assert process.stderr
         assert "waiting" in process.stderr.readline()
         assert "DEVICE" not in (project.root / "build/config.mk").read_text()
@@ -218,23 +208,10 @@ def test_settings_are_written_by_one_command_at_a_time(project: Project) -> None
 def test_the_standard_library_is_enough(fresh: Project) -> None:
     """For all that needs no package: without tomli and uv, on any Python that reads TOML."""
     bare = [sys.executable, *(["-S"] if sys.version_info >= (3, 11) else []), "-m", "series"]
-    given = ["--base", "v1", "--sources", str(fresh.sources)]
     verbs_of = "fetch apply status export check diff configure unapply doctor clean distclean"
     for verb in verbs_of.split():
-        arguments = [verb, *(["HEAD"] if verb == "diff" else []), *given]
-        done = subprocess.run(
-            [*bare, *arguments],
-            env={
-                **os.environ,
-                **NO_INDEX,
-                "SERIES_ROOT": str(fresh.root),
-                "PYTHONPATH": str(REPO / "scripts"),
-            },
-            cwd=fresh.root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = [verb, *(["HEAD"] if verb == "diff" else [])]
+        done = fresh.run(*arguments, tool=bare, env=NO_INDEX)
         if verb != "doctor":
             assert done.returncode == 0, (verb, done.stderr)
         assert "Error" not in done.stderr
@@ -270,17 +247,7 @@ def test_distclean_holds_its_locks_until_the_folder_is_gone(
     remove = verbs._remove
 
     def start_another(build: Path) -> None:
-        command = [sys.executable, "-m", "series", "apply", "--base", "v1"]
-        env = {**os.environ, "SERIES_ROOT": str(project.root), "PYTHONPATH": str(REPO / "scripts")}
-        waiting.append(
-            subprocess.Popen(
-                [*command, "--sources", str(project.sources)],
-                env=env,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
+        waiting.append(project.start("apply"))
         assert waiting[0].stderr
         assert "waiting for another command" in waiting[0].stderr.readline()
         remove(build)
@@ -317,19 +284,9 @@ def test_a_reader_that_goes_away_is_no_error(project: Project) -> None:
     read, write = os.pipe()
     os.close(read)
     for extra in ([], ["--json"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "series", "status", "--base", "v1", *extra],
-            env={
-                **os.environ,
-                "SERIES_ROOT": str(project.root),
-                "PYTHONPATH": str(REPO / "scripts"),
-            },
-            stdout=write,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
+        done = project.run("status", *extra, sources=False, stdout=write)
         assert done.returncode == Exit.PIPE
-        assert b"error" not in done.stderr
+        assert "error" not in done.stderr
     os.close(write)
 
 
@@ -407,8 +364,7 @@ def test_doctor_wants_the_compiler_that_the_build_wants(
     version: str, brand: str, ok: bool, bare_path: Path
 ) -> None:
     script = f'[ "$1" = --version ] && echo "{brand}" || echo {version}'
-    (bare_path / "g++").write_text(f"#!/bin/sh\n{script}\n")
-    (bare_path / "g++").chmod(0o755)
+    program(bare_path / "g++", script)
     assert examine(bare_path, "cpu")["C++ compiler"].ok is ok
 
 
@@ -432,15 +388,13 @@ def test_doctor_asks_what_the_build_asks_of_the_machine(
 def test_doctor_on_fedora_and_on_a_full_disk(
     bare_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (bare_path / "dnf").write_text("#!/bin/sh\n")
-    (bare_path / "dnf").chmod(0o755)
+    program(bare_path / "dnf", "")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=20 * 10**9))
     items = examine(bare_path / "not/yet", "cpu")
     assert items["C++ compiler"].todo == "dnf install gcc-c++"
     assert items["disk"].ok
     # A GPU makes DEVICE=auto the build that needs more.
-    (bare_path / "nvidia-smi").write_text("#!/bin/sh\necho H100\n")
-    (bare_path / "nvidia-smi").chmod(0o755)
+    program(bare_path / "nvidia-smi", "echo H100")
     disk = examine(bare_path / "not/yet", "auto")["disk"]
     assert not disk.ok
     assert "cuda needs 40" in disk.found

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the computed tables of docs/use/serving.md are computed from."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench import memory

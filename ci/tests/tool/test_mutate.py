@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planting errors, in a toy of one function."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -10,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from conftest import call
+from conftest import call, git
 from proof import evidence, mutants
 from series.errors import Exit, SeriesError
-from toy import PLAN, Shared, Toy, git, toy, warm
+from toy import PLAN, Shared, Toy, toy, warm
 
 __all__ = ["toy", "warm"]
 
@@ -77,7 +75,7 @@ class Project:
 
 @pytest.fixture
 def project(toy: Toy, warm: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setattr(mutants, "start", lambda *_: warm)
+    monkeypatch.setattr(mutants, "start", warm.start)
     monkeypatch.setattr(evidence, "DATA", tmp_path / "data")
     toy.base.tests_file.write_text(PLAN)
     runs = tmp_path / "runs"

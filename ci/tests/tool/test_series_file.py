@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sections of the series file, and the index that is built from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import subprocess

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """test-model and test-each on a toy vLLM."""
 
-from __future__ import annotations
-
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -14,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from conftest import failing, git
 from proof import evidence, runner, stages
 from series import env as environments
 from series import tree as trees
 from series.errors import Exit, SeriesError
 from series.state import Record
-from toy import NAMES, PASSING, SCRIPT, Toy, comparing, git, passing, toy, warm
+from toy import NAMES, PASSING, SCRIPT, Toy, comparing, passing, toy, warm
 
 __all__ = ["comparing", "passing", "toy", "warm"]
 
@@ -155,9 +155,8 @@ def test_a_report_of_another_tree_is_refused(passing: Toy) -> None:
     file = passing.paths.state / "logs/test-model/run.json"
     evidence.read(file, passing.base, command="make test-model")
     passing.amend({"vllm/more.py": ""})
-    with pytest.raises(SeriesError, match="run make test-model") as caught:
+    with failing(Exit.LOCK, "run make test-model"):
         evidence.read(file, passing.base, command="make test-model")
-    assert caught.value.code is Exit.LOCK
 
 
 # ---- comparisons without and with the series ----
@@ -247,7 +246,9 @@ def test_new_counts_are_written_into_a_table_without_one(comparing: Toy) -> None
 def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     """Its whole group goes, and the end of its log is shown."""
     hang = "import os, subprocess, sys, time\ndef test_it():\n    print('HERE', flush=True)\n"
-    hang += "    child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    # Its own number: another run of these tests on this machine has one too.
+    long = f"600.{os.getpid()}"
+    hang += f"    child = subprocess.Popen(['sleep', '{long}'], start_new_session=True)\n"
     hang += "    os.write(2, f'CHILD={child.pid}'.encode())\n    time.sleep(600)\n"
     passing.amend({"tests/test_first.py": hang})
     passing.replace("[patch.first]", "[patch.first]\nseconds = 6")
@@ -257,7 +258,7 @@ def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) ->
     out = capfd.readouterr().out
     assert "FAILED not done after 6 s" in out and "test_first.py" in out
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "sleep 600" not in running.stdout
+    assert f"sleep {long}" not in running.stdout
 
 
 def test_ctrl_c_ends_what_runs(passing: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of the committed checkpoint."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tool's own environments, what it shows while it waits, and whose trees git accepts."""
 
-from __future__ import annotations
-
 import io
 import os
 import platform
@@ -12,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Project
+from conftest import Project, failing
 from series import git, state, steps, tools
 from series.config import Paths
-from series.errors import Exit, SeriesError
+from series.errors import Exit
 
 
 @pytest.fixture
@@ -76,9 +74,8 @@ def test_an_environment_without_an_index_is_one_line(
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(SeriesError, match=r"cannot install tools\.txt") as caught:
+    with failing(Exit.BUILD, r"cannot install tools\.txt") as caught:
         tools.make(Paths(tmp_path / "build", "v1"), "tools")
-    assert caught.value.code is Exit.BUILD
     assert "s3cret" not in str(caught.value)
     assert not (tmp_path / "build/tools/.built").exists()
 

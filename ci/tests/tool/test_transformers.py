@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`transformers` on a toy, with a worker that writes what the test wants."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

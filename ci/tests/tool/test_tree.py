@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Apply, unapply, status and export when nothing is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import GENERATED, NAMES, REPO, UPSTREAM, Project, git, message, one_line
+from conftest import GENERATED, NAMES, REPO, UPSTREAM, Project, git, message, one_line, other_git
 from series.errors import Exit
 
 
@@ -307,14 +303,7 @@ def test_git_settings_change_nothing(
 
 
 def test_concurrent_applies_agree(fresh: Project) -> None:
-    env = {**os.environ, "SERIES_ROOT": str(fresh.root), "PYTHONPATH": str(REPO / "scripts")}
-    command = [sys.executable, "-m", "series", "apply", "--base", "v1"]
-    both = [
-        subprocess.Popen(
-            [*command, "--sources", str(fresh.sources)], env=env, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
+    both = [fresh.start("apply") for _ in range(3)]
     said = sorted(process.communicate()[0].split()[0] for process in both)
     assert [process.returncode for process in both] == [0, 0, 0]
     assert said == ["applied", "nothing", "nothing"]
@@ -406,12 +395,7 @@ def test_a_kill_at_any_step_is_recovered_by_a_rerun(
 
 def test_apply_killed_in_the_middle_of_a_checkout(project: Project, tmp_path: Path) -> None:
     project.ok("unapply")
-    (tmp_path / "git").write_text(
-        '#!/bin/sh\ncase "$*" in *"checkout --quiet --force"*) kill -KILL $PPID; sleep 1;; esac\n'
-        f'exec {shutil.which("git")} "$@"\n'
-    )
-    (tmp_path / "git").chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    path = other_git(tmp_path, '*"checkout --quiet --force"*) kill -KILL $PPID; sleep 1')
     assert project.run("apply", env={"PATH": path}).returncode == -signal.SIGKILL
     # What a half-done checkout leaves behind.
     (project.tree / ".git/index.lock").write_text("")

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A toy vLLM with two patches applied, and this Python as its environment."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import call
+from conftest import git as git
 from proof import runner, stages
 from series import env as environments
 from series import tree as trees
@@ -71,16 +69,6 @@ pathlib.Path(sys.argv[2]).write_text(json.dumps(out))
 """
 
 
-def git(folder: Path, *args: str) -> str:
-    env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
-    for role in ("AUTHOR", "COMMITTER"):
-        env[f"GIT_{role}_NAME"], env[f"GIT_{role}_EMAIL"] = "Toy", "toy@example.com"
-    done = subprocess.run(
-        ["git", *args], cwd=folder, env=env, check=True, capture_output=True, text=True
-    )
-    return done.stdout
-
-
 @dataclasses.dataclass
 class Toy:
     """A toy vLLM with two patches applied, and a plan for them."""
@@ -135,6 +123,11 @@ class Toy:
 class Shared(runner.Warm):
     """A process to fork from that stays for the next test."""
 
+    def start(self, paths: Any, modules: Any, environment: Any, *_: Any) -> "Shared":
+        """In place of `runner.start`."""
+        self.environment = environment
+        return self
+
     def close(self) -> None:
         pass
 
@@ -150,7 +143,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 @pytest.fixture
 def toy(tmp_path: Path, warm: Shared, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.setattr(stages, "start", lambda *_: warm)
+    monkeypatch.setattr(stages, "start", warm.start)
     folder = tmp_path / "patches/v0.19.1"
     folder.mkdir(parents=True)
     (folder / "series").write_text("".join(f"{name}\n" for name in NAMES))

@@ -1,17 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens of two other models that the series must not change: EXAONE-4 and Qwen2.5-VL.
-
-    python scripts/proof/unchanged/models.py FOLDER OUT.json
-
-Writes the greedy tokens and logprobs that the vLLM on PYTHONPATH gives for tiny random
-checkpoints in FOLDER, which it makes if they are missing. `make test-model` runs it with
-the pinned source and with the series and compares the two files.
-"""
-
-from __future__ import annotations
+"""Tokens of two other models that the series must not change: EXAONE-4 and Qwen2.5-VL."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +9,8 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from proof.unchanged import generate, main
 
 NUM_TOKENS = 24
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<vision>", "</vision>", "<image>", "<video>"]
@@ -45,40 +37,39 @@ def save(model: torch.nn.Module, folder: Path) -> None:
     model.float().save_pretrained(folder)
 
 
+# Of both language models.
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
 def make_exaone4(folder: Path) -> None:
     config = transformers.Exaone4Config(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
+        **SIZES,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=1024,
         sliding_window=32,
         sliding_window_pattern=4,
         layer_types=["sliding_attention"] * 3 + ["full_attention"],
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
     )
     save(transformers.Exaone4ForCausalLM(config), folder)
     make_tokenizer().save_pretrained(folder)
 
 
 def make_qwen2_5_vl(folder: Path) -> None:
-    text = {
-        "vocab_size": 320,
-        "hidden_size": 128,
-        "intermediate_size": 256,
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    text = SIZES | {
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        "rope_parameters": rope,
     }
     vision = {
         "depth": 4,
@@ -119,47 +110,30 @@ def make_image(width: int, height: int) -> Image.Image:
     return Image.merge("RGB", (image, image.rotate(90), image.point(lambda x: 255 - x)))
 
 
-def generate(folder: Path, requests: list[Any], **options: Any) -> list[Any]:
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(folder), dtype="float32", enforce_eager=True, max_model_len=512, seed=0, **options
-    )
-    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
-    results = []
-    for output in llm.generate(requests, sampling, use_tqdm=False):
-        (answer,) = output.outputs
-        ids = list(answer.token_ids)
-        logprobs = [step[i].logprob for step, i in zip(answer.logprobs, ids, strict=True)]
-        results.append({"prompt": output.prompt_token_ids, "tokens": ids, "logprobs": logprobs})
-    return results
+def make(folder: Path) -> None:
+    make_exaone4(folder / "exaone4")
+    make_qwen2_5_vl(folder / "qwen2_5_vl")
 
 
-def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    makers = {"exaone4": make_exaone4, "qwen2_5_vl": make_qwen2_5_vl}
-    for name, make in makers.items():
-        if not (folder / name / "config.json").is_file():
-            make(folder / name)
+def ask_about_pictures(folder: Path) -> list[Any]:
     image = "<vision><image></vision>"
-    pictures = [
-        {"prompt": f"{image}what?", "multi_modal_data": {"image": [make_image(200, 150)]}},
-        {
-            "prompt": f"{image}or{image}?",
-            "multi_modal_data": {"image": [make_image(60, 200), make_image(90, 90)]},
-        },
-        {"prompt": "no picture"},
+    requests: list[tuple[str, list[Image.Image]]] = [
+        (f"{image}what?", [make_image(200, 150)]),
+        (f"{image}or{image}?", [make_image(60, 200), make_image(90, 90)]),
+        ("no picture", []),
     ]
-    results = {
-        "Exaone4ForCausalLM": generate(folder / "exaone4", list(TEXTS)),
-        "Qwen2_5_VLForConditionalGeneration": generate(
-            folder / "qwen2_5_vl", pictures, limit_mm_per_prompt={"image": 2, "video": 0}
-        ),
-    }
-    import vllm
-
-    out.write_text(json.dumps({"vllm": vllm.__file__, "answers": results}))
+    given = [
+        {"prompt": text, "multi_modal_data": {"image": i} if i else {}} for text, i in requests
+    ]
+    limits = {"image": 2, "video": 0}
+    return generate(folder / "qwen2_5_vl", given, NUM_TOKENS, limit_mm_per_prompt=limits)
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        make,
+        {
+            "Exaone4ForCausalLM": lambda folder: generate(folder / "exaone4", TEXTS, NUM_TOKENS),
+            "Qwen2_5_VLForConditionalGeneration": ask_about_pictures,
+        },
+    )
