@@ -94,3 +94,19 @@ def test_training_sees_what_transformers_sees(
     hidden, _ = Trainer(target, draft, "cpu").forward(batch)
     for row, length, state in zip(hidden, lengths, states, strict=True):
         torch.testing.assert_close(row[:length], state, rtol=0, atol=2e-5)
+
+
+def test_prompts_are_those_of_the_chat_template(reference: Reference) -> None:
+    """It was trained on what the template writes, with and without a system text and thinking."""
+    kinds = set()
+    for number in range(330):
+        question = task.get_question("held-out", number)
+        prompt = reference.tokenizer.apply_chat_template(
+            question.messages(),
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=question.thinking,
+        )
+        assert prompt == question.prompt()
+        kinds.add((bool(question.system), question.thinking))
+    assert len(kinds) == 4
