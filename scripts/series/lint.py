@@ -213,7 +213,7 @@ def fixes_alone(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
     """A patch of `fixes of vLLM` touches no file that another patch of the series adds."""
     makers = {c.path: name for name, p in found.items() for c in p.mail.changes if c.new}
     for part in files.sections(base):
-        for name in part.names if part.title == FIXES else ():
+        for name in part.names if part.title.startswith(FIXES) else ():
             for change in found[name].mail.changes if name in found else ():
                 maker = makers.get(change.path, name)
                 if maker != name:

@@ -190,7 +190,7 @@ CASES: dict[str, tuple[list[Files], list[Files]]] = {
             some("## : x\na\n", "a"),
         ],
     ),
-    "fixes-alone": ([edits_the_first("fixes of upstream")], [edits_the_first("fixes of vLLM")]),
+    "fixes-alone": ([edits_the_first("fixes of upstream")], [edits_the_first("fixes of vLLM, drafts")]),
 }
 
 
