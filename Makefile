@@ -31,7 +31,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
   check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
-  train mutate transformers locks
+  drafts train mutate transformers locks
 
 ##@ use
 
@@ -117,6 +117,9 @@ evaluate: build  ## held-out accuracy and draft acceptance of the tiny model (3 
 
 lossless: build  ## check that drafts change no answer, option by option (15 minutes)
 	@$(SERIES) lossless $(COMMON)
+
+drafts: build  ## each option of a request with 1 to 4 drafts, against without (4 minutes)
+	@$(SERIES) drafts $(COMMON)
 
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)

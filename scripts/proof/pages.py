@@ -26,10 +26,11 @@ from series.config import ROOT, Base
 from series.errors import Exit, SeriesError
 from series.state import write_atomic
 
-from . import capabilities, evidence, mutants, transformers_releases
+from . import capabilities, drafts, evidence, mutants, transformers_releases
 
 PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/capabilities.md": capabilities.page,
+    "docs/evidence/drafts.md": drafts.page,
     "docs/evidence/mutations.md": mutants.page,
     "docs/evidence/transformers-releases.md": transformers_releases.page,
 }

@@ -10,7 +10,7 @@ import pytest
 
 from bench import memory
 from conftest import REPO, call, failing
-from proof import capabilities, evidence, mutants, pages, transformers_releases
+from proof import capabilities, drafts, evidence, mutants, pages, transformers_releases
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
 
@@ -79,6 +79,10 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     found = [{"version": name, **row} for name in transformers_releases.releases(base)]
     given = {"reference": "5.17.0", "tokens": 48, "releases": found}
     evidence.write(transformers_releases.data_file(base.name), {**about, **given})
+    names = [f"{k} {thinking}" for k in drafts.COLUMNS for thinking in drafts.THINKING]
+    counts = {"same": 1, "refused": 0, "different": 0}
+    asked = {"requests": 1, "accepted": {"1": [1, 2]}, "rows": {"n": dict.fromkeys(names, counts)}}
+    evidence.write(drafts.data_file(base.name), {**about, **asked})
     one.write("")
     one.run()
     return one
