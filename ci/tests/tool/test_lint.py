@@ -190,7 +190,10 @@ CASES: dict[str, tuple[list[Files], list[Files]]] = {
             some("## : x\na\n", "a"),
         ],
     ),
-    "fixes-alone": ([edits_the_first("fixes of upstream")], [edits_the_first("fixes of vLLM, drafts")]),
+    "fixes-alone": (
+        [edits_the_first("fixes of upstream")],
+        [edits_the_first("fixes of vLLM, drafts")],
+    ),
 }
 
 
