@@ -30,7 +30,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
+  check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless stress \
   train mutate transformers locks
 
 ##@ use
@@ -117,6 +117,9 @@ evaluate: build  ## held-out accuracy and draft acceptance of the tiny model (3 
 
 lossless: build  ## check that drafts change no answer, option by option (15 minutes)
 	@$(SERIES) lossless $(COMMON)
+
+stress: build  ## 3000 random requests to servers; each answer is that of the request alone (8 minutes)
+	@$(SERIES) stress $(COMMON)
 
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)
