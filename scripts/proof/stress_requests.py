@@ -207,7 +207,8 @@ def _options(rng: random.Random, body: dict[str, Any]) -> None:
     }
     is_chat = "messages" in body
     for name, value in some.items():
-        if rng.random() > 0.07:
+        # Masks are often there, so that they meet in the batch and move within it.
+        if rng.random() > (0.25 if name == "allowed_token_ids" else 0.07):
             continue
         # A cut through a picture is refused, elsewhere it is no use to a chat.
         if name == "truncate_prompt_tokens" and is_chat:
