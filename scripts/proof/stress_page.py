@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the stress test, from docs/evidence/data/stress.json.
 
-The file holds the report of a long run, and what a run of `make test` finds with fixes taken out:
+The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
 
     {"sitting": …, "run": REPORT, "short": REPORT, "without": [{"patches": […], "subject": …,
      "faults": N, "first": …}, …]}
@@ -53,12 +53,13 @@ def describe(report: dict[str, Any]) -> str:
 def page(bases: list[Base]) -> str:
     """The whole page; `bases` are not asked, as a run names its day."""
     data = evidence.load(evidence.DATA / "stress.json")
-    text = f"{HEAD}\n## The last long run\n\n{data['sitting']}. {describe(data['run'])}\n"
+    text = f"{HEAD}\n## The last run\n\n{data['sitting']}. {describe(data['run'])}\n"
     text += (
         "## With fixes taken out\n\n"
         f"{data['short']['requests']} requests, seed {data['short']['seed']}; with all fixes "
         f"{data['short']['wrong'] + data['short']['not answered']} are wrong. The code of the "
-        "named patches is taken out, the rest is as it is.\n\n"
+        "named patches is taken out, the rest is as it is. Servers answer many at a time, so how often a fault is "
+        "met differs from run to run.\n\n"
         "| taken out | what it fixes | wrong | the first |\n| --- | --- | --: | --- |\n"
     )
     for row in data["without"]:
