@@ -3,7 +3,7 @@
 
 The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
 
-    {"sitting": …, "run": REPORT, "short": REPORT, "without": [{"patches": […], "subject": …,
+    {"sitting": …, "note": …, "run": REPORT, "short": REPORT, "without": [{"patches": […], "subject": …,
      "faults": N, "first": …}, …]}
 
 REPORT is what `series stress -- --out` writes.
@@ -58,8 +58,8 @@ def page(bases: list[Base]) -> str:
         "## With fixes taken out\n\n"
         f"{data['short']['requests']} requests, seed {data['short']['seed']}; with all fixes "
         f"{data['short']['wrong'] + data['short']['not answered']} are wrong. The code of the "
-        "named patches is taken out, the rest is as it is. Servers answer many at a time, so how often a fault is "
-        "met differs from run to run.\n\n"
+        "named patches is taken out, the rest is as it is. Servers answer many at a time, so how "
+        f"often a fault is met differs from run to run. {data['note']}\n\n"
         "| taken out | what it fixes | wrong | the first |\n| --- | --- | --: | --- |\n"
     )
     for row in data["without"]:
