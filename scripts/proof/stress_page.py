@@ -3,8 +3,8 @@
 
 The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
 
-    {"sitting": …, "note": …, "run": REPORT, "short": REPORT, "without": [{"patches": […], "subject": …,
-     "faults": N, "first": …}, …]}
+    {"sitting": …, "note": …, "run": REPORT, "short": REPORT,
+     "without": [{"patches": […], "subject": …, "faults": N, "first": …}, …]}
 
 REPORT is what `series stress -- --out` writes.
 """
