@@ -31,7 +31,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
   check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
-  drafts train mutate transformers locks
+  drafts stress train mutate transformers locks
 
 ##@ use
 
@@ -120,6 +120,9 @@ lossless: build  ## check that drafts change no answer, option by option (15 min
 
 drafts: build  ## each option of a request with 1 to 4 drafts, against without (4 minutes)
 	@$(SERIES) drafts $(COMMON)
+
+stress: build  ## 3000 random requests to servers; each answer is that of the request alone (8 minutes)
+	@$(SERIES) stress $(COMMON)
 
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)

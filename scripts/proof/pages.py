@@ -26,12 +26,13 @@ from series.config import ROOT, Base
 from series.errors import Exit, SeriesError
 from series.state import write_atomic
 
-from . import capabilities, drafts, evidence, mutants, transformers_releases
+from . import capabilities, drafts, evidence, mutants, stress_page, transformers_releases
 
 PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/capabilities.md": capabilities.page,
     "docs/evidence/drafts.md": drafts.page,
     "docs/evidence/mutations.md": mutants.page,
+    "docs/evidence/stress.md": stress_page.page,
     "docs/evidence/transformers-releases.md": transformers_releases.page,
 }
 DOCUMENTS = ("README.md", "docs/**/*.md")

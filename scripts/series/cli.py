@@ -59,6 +59,7 @@ MAINTAIN = {
     "drafts": Verb("proof.drafts", "each option of a request with drafts, against without"),
     "evaluate": Verb("series.programs", "held-out accuracy and acceptance of the tiny model"),
     "lossless": Verb("series.programs", "check that drafts change no answer, option by option"),
+    "stress": Verb("series.programs", "random requests to servers, each answer against its own"),
     "train": Verb("series.programs", "train the tiny model from nothing"),
     "speed": Verb("series.programs", "tokens per second without and with drafts"),
     "numerics": Verb("series.programs", "the distance of bf16 on a GPU from float32"),

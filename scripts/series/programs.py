@@ -27,6 +27,7 @@ PROGRAMS = {
     "demo": Program("tiny.demo", ("--tree", "{tree}", "--folder", "{build}/demo"), cpu=False),
     "evaluate": Program("tiny.evaluate"),
     "lossless": Program("tiny.lossless"),
+    "stress": Program("proof.stress"),
     "train": Program("tiny.train", ("--tree", "{tree}", "--out", "{build}/tiny"), cpu=False),
     "speed": Program("bench.mtp", ("--out", "{build}/speed"), cpu=False),
     "numerics": Program("bench.numerics", ("--out", "{build}/numerics.json"), cpu=False),

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random requests to servers with tiny caches; `make stress` asks ten times as many.
+
+What it is about has to happen: pictures and prefixes that are shared, requests that are taken
+back for want of KV cache, accepted drafts, refusals and clients that hang up.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+from proof import stress, stress_requests  # noqa: E402
+
+SEED = 2026
+COUNT = 300
+
+
+@pytest.fixture(scope="module")
+def should_do_global_cleanup_after_test() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def report() -> stress.Report:
+    return stress.stress(SEED, COUNT)
+
+
+def test_every_answer_is_right(report: stress.Report) -> None:
+    assert report.count == COUNT
+    assert not report.faults, "\n".join(fault.show(SEED) for fault in report.faults[:10])
+
+
+def test_ties_are_rare(report: stress.Report) -> None:
+    """They are excused, so they must not hide anything."""
+    assert report.ties <= COUNT // 100
+
+
+def test_what_has_happened(report: stress.Report) -> None:
+    assert report.aborted > 5
+    assert sum(kind.startswith("refused") for kind in report.kinds) > 20
+    assert report.kinds["constrained"] > 20
+    for name, events in report.events.items():
+        assert events["tokens of shared prefixes"] > 100, name
+        assert events["pictures found in the cache"] > 0, name
+    assert sum(events["preemptions"] for events in report.events.values()) > 0
+    assert report.events["drafts"]["accepted drafts"] > 100
+
+
+def test_requests_are_functions_of_the_seed() -> None:
+    def make(seed: int) -> list[stress_requests.Request]:
+        return [
+            stress_requests.make_request(seed, i, drafts=True, max_model_len=512) for i in range(20)
+        ]
+
+    assert make(1) == make(1) != make(2)
+
+
+@pytest.mark.parametrize("change", ["text", "token", "usage", "status", "finish"])
+def test_a_wrong_answer_is_seen(change: str) -> None:
+    request = stress_requests.Request(0, "/v1/chat/completions", {"messages": []}, "chat")
+
+    def make(text: str, token: int, used: int, finish: str) -> dict[str, object]:
+        message: dict[str, object] = {"content": text, "reasoning": None, "tool_calls": []}
+        choice = {"message": message, "finish_reason": finish, "token_ids": [token]}
+        return {
+            "choices": [choice],
+            "usage": {"prompt_tokens": 1, "completion_tokens": used},
+        }
+
+    right = stress.Answer(200, make("a", 1, 1, "stop"))
+    wrong = stress.Answer(
+        400 if change == "status" else 200,
+        make(
+            "b" if change == "text" else "a",
+            2 if change == "token" else 1,
+            2 if change == "usage" else 1,
+            "length" if change == "finish" else "stop",
+        ),
+    )
+    assert stress.compare(request, right, right) == ""
+    assert stress.compare(request, wrong, right)
+    assert stress.compare(request, stress.Answer(500, ""), None).startswith("500")
+    assert stress.compare(request, stress.Answer(0, "closed"), None).startswith("not answered")
+
+
+@pytest.mark.parametrize(
+    ("limits", "content", "is_right"),
+    [
+        ({"choice": ["a", "b"]}, "b", True),
+        ({"choice": ["a", "b"]}, "c", False),
+        ({"regex": "[0-9]{2}"}, "12", True),
+        ({"regex": "[0-9]{2}"}, "123", False),
+        ({"json": stress_requests.SCHEMAS[0]}, '{"colour": "red", "number": 1}', True),
+        ({"json": stress_requests.SCHEMAS[0]}, '{"colour": "red"}', False),
+        ({"json": stress_requests.SCHEMAS[1]}, "[true]", True),
+        ({"json": stress_requests.SCHEMAS[1]}, "[]", False),
+        ({"json": stress_requests.SCHEMAS[1]}, "[true", False),
+    ],
+)
+def test_constraints_are_checked(limits: dict[str, object], content: str, is_right: bool) -> None:
+    request = stress_requests.Request(0, "", {}, "constrained", limits=limits)
+    choice = {"message": {"content": content}, "finish_reason": "stop"}
+    assert (request.check({"choices": [choice]}) == "") == is_right

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of the stress test, from docs/evidence/data/stress.json.
+
+The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
+
+    {"sitting": …, "note": …, "run": REPORT, "short": REPORT,
+     "without": [{"patches": […], "subject": …, "faults": N, "first": …}, …]}
+
+REPORT is what `series stress -- --out` writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from series.config import Base
+
+from . import evidence
+
+HEAD = """# Random requests against each run alone
+
+`make stress` sends random requests to two servers with tiny caches, many at a time: texts,
+pictures and videos, most sampling options, structured outputs, tools, refused requests of every
+kind, clients that hang up, pictures and prefixes that are shared, one uuid for several pictures.
+One server has three draft tokens a step, the other asynchronous scheduling. A third server shares
+nothing and answers one request at a time; each answer has to be its answer, in tokens, texts, tool
+calls, finish reasons and usage. Sampled answers with drafts are not compared, as rejection
+sampling draws other numbers; their constraints are checked. `make test` asks 300.
+"""
+EVENTS = (
+    "preemptions",
+    "tokens of shared prefixes",
+    "pictures found in the cache",
+    "accepted drafts",
+)
+
+
+def describe(report: dict[str, Any]) -> str:
+    lines = [
+        f"Seed {report['seed']}, {report['requests']} requests: {report['wrong']} wrong, "
+        f"{report['not answered']} not answered, {report['ties']} excused because two tokens were "
+        f"equally likely. {report['hung up']} clients hung up.",
+        "",
+        f"| server | {' | '.join(EVENTS)} |",
+        f"| --- |{' --: |' * len(EVENTS)}",
+    ]
+    for server, counts in report["events"].items():
+        cells = [str(int(counts[name])) if name in counts else "" for name in EVENTS]
+        lines.append(f"| {server} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(bases: list[Base]) -> str:
+    """The whole page; `bases` are not asked, as a run names its day."""
+    data = evidence.load(evidence.DATA / "stress.json")
+    text = f"{HEAD}\n## The last run\n\n{data['sitting']}. {describe(data['run'])}\n"
+    text += (
+        "## With fixes taken out\n\n"
+        f"{data['short']['requests']} requests, seed {data['short']['seed']}; with all fixes "
+        f"{data['short']['wrong'] + data['short']['not answered']} are wrong. The code of the "
+        "named patches is taken out, the rest is as it is. Servers answer many at a time, so how "
+        f"often a fault is met differs from run to run. {data['note']}\n\n"
+        "| taken out | what it fixes | wrong | the first |\n| --- | --- | --: | --- |\n"
+    )
+    for row in data["without"]:
+        names = ", ".join(row["patches"])
+        text += f"| {names} | {row['subject']} | {row['faults']} | {row['first']} |\n"
+    return text
