@@ -43,7 +43,8 @@ COMMAND = "make upstream-tests"
 # What a test says that did not get a file, of the hub or of the tree.
 MISSING = re.compile(
     r"LocalEntryNotFoundError|OfflineModeIsEnabled|find (?:them|the requested files) in the|"
-    r"not a valid model identifier|failed to download|name resolution|FileNotFoundError"
+    r"Invalid repository ID|not a valid model identifier|failed to download|name resolution|"
+    r"FileNotFoundError"
 )
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
@@ -54,7 +55,7 @@ class Choice:
 
     tests: dict[str, list[str] | str]
     left_out: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     seconds: int = 300
 
@@ -77,9 +78,14 @@ class Choice:
         """Tests of a file that are left out, while the file is not."""
         return [name for name in self.left_out if name.startswith(f"{file}::")]
 
+    @property
+    def starts(self) -> list[str]:
+        """The starts of the names of all tests that have a reason not to pass."""
+        return [start for starts in self.reasons.values() for start in starts]
+
     def reason(self, node: str) -> str:
-        """The key of the reason why a test does not pass: its file, or the start of its name."""
-        return next((start for start in self.reasons if node.startswith(start)), "")
+        """The one of `starts` that a test has, or nothing."""
+        return next((start for start in self.starts if node.startswith(start)), "")
 
 
 @dataclass
@@ -115,7 +121,7 @@ def check_choice(choice: Choice, tree: Path) -> None:
     if odd := sorted(want ^ have):
         what = "is not changed by the series" if odd[0] in have else "has no tests"
         raise wrong(f"{FILE}: {odd[0]} {what}", "correct [tests]")
-    known = [*choice.files, *choice.left_out, *choice.reasons]
+    known = [*choice.files, *choice.left_out, *choice.starts]
     for name in known:
         if not (tree / file_of(name)).is_file():
             raise wrong(f"{FILE}: there is no {name}", "correct it")
@@ -139,7 +145,7 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
         elif after != "passed" and not choice.reason(node):
             found.append(f"{node}: {after}, and {FILE} says no reason")
     used = {choice.reason(n) for n, outcome in with_series.tests.items() if outcome != "passed"}
-    for start_ in choice.reasons:
+    for start_ in choice.starts:
         if start_ not in used and file_of(start_) in files:
             found.append(f"{start_}: has a reason in {FILE}, and passes")
     return found
@@ -172,7 +178,7 @@ class Trees:
             for kind in ("log", "jsonl")
         )
         arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        arguments += ["-p", "proof.absent", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         arguments += [file, *(f"--deselect={name}" for name in self.choice.deselected(file))]
         label = f"{file} ({name})"
         progress.start(label, lines)
@@ -340,7 +346,7 @@ def page(bases: list[Base]) -> str:
     ]
     for base in bases:
         data, choice = evidence.read_any(DATA, base), Choice.read(base.folder / FILE)
-        if sorted(data["files"]) != choice.files or set(data["reasons"]) != set(choice.reasons):
+        if sorted(data["files"]) != choice.files or set(data["reasons"]) != set(choice.starts):
             raise wrong(f"{DATA} is not of {FILE}", f"run {COMMAND}")
         sums = {
             k: sum(c[k] for c in data["files"].values()) for k in ("passed", "failed", "skipped")
@@ -360,12 +366,12 @@ def page(bases: list[Base]) -> str:
             passed = sum(row["passed"] for row in rows)
             others = sum(row["failed"] + row["skipped"] for row in rows)
             lines.append(f"| `{name}` | {passed} in {len(tests)} files | {others} |")
-        lines += ["", "What does not pass, in either tree:", "", "| tests | how many | why |"]
+        lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
-        for start_, why in choice.reasons.items():
-            lines.append(
-                f"| `{start_.removeprefix('tests/')}` | {data['reasons'][start_]} | {why} |"
-            )
+        for why, starts in choice.reasons.items():
+            number = sum(data["reasons"][start] for start in starts)
+            names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
+            lines.append(f"| {why} | {number} | {names} |")
         lines += [
             "",
             "Tests of these files that are not run:",

@@ -38,7 +38,7 @@ seconds = 60
 "vllm/__init__.py" = ["tests/test_upstream.py"]
 [left_out]
 [reasons]
-"tests/test_upstream.py::test_gpu" = "it needs a GPU"
+"it needs a GPU" = ["tests/test_upstream.py::test_gpu"]
 """
 Upstream = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def test_the_same_outcomes_pass(toy: Toy, upstream: Upstream) -> None:
     assert data["tree"] == evidence.tree_of(toy.base)
     page = upstream_tests.page([toy.base])
     assert "3 tests in 1 files: 2 pass, 0 fail and 1 are skipped" in page
-    assert "| `test_upstream.py::test_gpu` | 1 | it needs a GPU |" in page
+    assert "| it needs a GPU | 1 | `test_upstream.py::test_gpu` |" in page
     run(toy, "--check")
     data["files"][FILE]["passed"] = 3
     evidence.write(upstream_tests.DATA, data)
@@ -179,7 +179,7 @@ def test_left_out_tests_do_not_run(toy: Toy, upstream: Upstream) -> None:
 
 NODE = f"{FILE}::test_it"
 PASSES, FAILS = Run({NODE: "passed"}), Run({NODE: "failed"})
-REASON = {NODE: "by nature"}
+REASON = {"by nature": [NODE]}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ REASON = {NODE: "by nature"}
     ],
 )
 def test_judging(
-    without: Run, with_series: Run, reasons: dict[str, str], changed: set[str], wrong: str
+    without: Run, with_series: Run, reasons: dict[str, list[str]], changed: set[str], wrong: str
 ) -> None:
     choice = Choice({"vllm/x.py": [FILE]}, reasons=reasons)
     found = judge(choice, [FILE], without, with_series, changed)
@@ -209,6 +209,7 @@ def test_judging(
 @pytest.mark.parametrize(
     ("status", "tests", "log", "said"),
     [
+        (1, {"a": "failed"}, "E   Value error, Invalid repository ID or local directory", "lacks"),
         (0, {"a": "passed"}, "FileNotFoundError was expected", ""),
         (1, {"a": "failed"}, "E   AssertionError", ""),
         (1, {"a": "failed"}, "OSError: cannot find the requested files in the disk cache", "lacks"),
