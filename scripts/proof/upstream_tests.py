@@ -341,17 +341,21 @@ def page(bases: list[Base]) -> str:
         "",
         "The tests of every file of vLLM that the series changes, as far as they run on a CPU",
         "without the network. `make upstream-tests` runs them in the pinned source and in the",
-        "patched tree; every test has the same outcome in both. Configs, tokenizers and processors",
+        "patched tree; every test must have the same outcome in both. Configs, tokenizers and processors",
         "of the hub are replaced by stand-ins that are made here (`scripts/proof/stand_ins.py`).",
     ]
     for base in bases:
+        lines += ["", f"## {base.name}", ""]
+        if not DATA.is_file():
+            lines.append(f"Not run yet: `{COMMAND} pages`.")
+            continue
         data, choice = evidence.read_any(DATA, base), Choice.read(base.folder / FILE)
         if sorted(data["files"]) != choice.files or set(data["reasons"]) != set(choice.starts):
             raise wrong(f"{DATA} is not of {FILE}", f"run {COMMAND}")
         sums = {
             k: sum(c[k] for c in data["files"].values()) for k in ("passed", "failed", "skipped")
         }
-        lines += ["", f"## {base.name}", "", evidence.origin(data, base)]
+        lines.append(evidence.origin(data, base))
         lines += [
             f"{sum(sums.values())} tests in {len(choice.files)} files: {sums['passed']} pass, "
             f"{sums['failed']} fail and {sums['skipped']} are skipped, in both trees.",

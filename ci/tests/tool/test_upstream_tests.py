@@ -92,6 +92,7 @@ def fails(toy: Toy, *options: str) -> SeriesError:
 
 def test_the_same_outcomes_pass(toy: Toy, upstream: Upstream) -> None:
     upstream("True")
+    assert "is missing" in fails(toy, "--check").what
     run(toy)
     data = json.loads(upstream_tests.DATA.read_text())
     assert data["files"] == {FILE: {"passed": 2, "failed": 0, "skipped": 1}}
@@ -126,6 +127,7 @@ def test_other_outcomes_fail(
     assert fails(toy).what == "1 outcomes are not as they should be"
     assert f"{FILE}::test_other: {said}" in capsys.readouterr().out
     assert not upstream_tests.DATA.exists()
+    assert "Not run yet" in upstream_tests.page([toy.base])
 
 
 def test_the_pinned_source_runs_again_only_where_it_must(
