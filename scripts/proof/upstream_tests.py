@@ -341,8 +341,9 @@ def page(bases: list[Base]) -> str:
         "",
         "The tests of every file of vLLM that the series changes, as far as they run on a CPU",
         "without the network. `make upstream-tests` runs them in the pinned source and in the",
-        "patched tree; every test must have the same outcome in both. Configs, tokenizers and processors",
-        "of the hub are replaced by stand-ins that are made here (`scripts/proof/stand_ins.py`).",
+        "patched tree; every test must have the same outcome in both. Configs, tokenizers and",
+        "processors of the hub are replaced by stand-ins that are made here",
+        "(`scripts/proof/stand_ins.py`).",
     ]
     for base in bases:
         lines += ["", f"## {base.name}", ""]
