@@ -30,8 +30,8 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
-  train mutate transformers upstream-tests locks
+  check drop-when diff test-tool test-model test-long test-each test-all upstream-tests capabilities pages evaluate lossless \
+  train mutate transformers locks
 
 ##@ use
 
