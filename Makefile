@@ -30,8 +30,8 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo test clean distclean export \
-  check drop-when diff test-tool test-model test-long test-each test-all capabilities pages evaluate lossless \
-  drafts stress train mutate transformers locks
+  check drop-when diff test-tool test-model test-long test-each test-all upstream-tests capabilities pages evaluate \
+  lossless drafts stress train mutate transformers locks
 
 ##@ use
 
@@ -98,6 +98,7 @@ test-model: build  ## run the tests of the series in the work tree
 test-long: build  ## the tests of the tool and of the series that take long
 	@$(SERIES) test-tool $(COMMON) -- -n auto -m long ci/tests/tool
 	@$(SERIES) test-model $(COMMON) --long
+	@$(SERIES) upstream-tests $(COMMON) --check
 
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
@@ -105,6 +106,9 @@ test-each: build  ## run each patch's own tests on the tree after that patch
 test-all: test test-long test-each  ## all that CI runs
 	@$(SERIES) capabilities $(COMMON) --check
 	@$(SERIES) pages $(COMMON) --check
+
+upstream-tests: build  ## vLLM's own tests of what the series changes, without and with it
+	@$(SERIES) upstream-tests $(COMMON) $(if $(FRESH),--fresh)
 
 capabilities:  ## the page of what works, from the reports of the last test-model
 	@$(SERIES) capabilities $(COMMON)

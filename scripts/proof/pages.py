@@ -26,7 +26,15 @@ from series.config import ROOT, Base
 from series.errors import Exit, SeriesError
 from series.state import write_atomic
 
-from . import capabilities, drafts, evidence, mutants, stress_page, transformers_releases
+from . import (
+    capabilities,
+    drafts,
+    evidence,
+    mutants,
+    stress_page,
+    transformers_releases,
+    upstream_tests,
+)
 
 PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/capabilities.md": capabilities.page,
@@ -34,6 +42,7 @@ PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/mutations.md": mutants.page,
     "docs/evidence/stress.md": stress_page.page,
     "docs/evidence/transformers-releases.md": transformers_releases.page,
+    "docs/evidence/upstream-tests.md": upstream_tests.page,
 }
 DOCUMENTS = ("README.md", "docs/**/*.md")
 # Where every figure has to come from a run.
