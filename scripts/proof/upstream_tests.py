@@ -34,7 +34,7 @@ from series.git import git
 from series.state import locked
 
 from . import evidence, outcomes, stand_ins
-from .runner import Ended, Progress, Warm, Worktrees, job, start
+from .runner import Ended, Progress, Warm, Worktrees, start
 from .stages import Plan
 
 FILE = "upstream_tests.toml"
@@ -173,27 +173,24 @@ class Trees:
         self, name: str, tree: Path, warm: Warm, run: Run, progress: Progress, file: str
     ) -> None:
         """Run one file of tests, and add its outcomes to `run`."""
-        log, lines = (
-            self.logs / name / f"{file.removeprefix('tests/').replace('/', '.')}.{kind}"
-            for kind in ("log", "jsonl")
-        )
-        arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(tree.resolve())]
-        arguments += ["-p", "proof.absent", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        arguments += [file, *(f"--deselect={name}" for name in self.choice.deselected(file))]
+        log = self.logs / name / f"{file.removeprefix('tests/').replace('/', '.')}.log"
+        deselected = [f"--deselect={name}" for name in self.choice.deselected(file)]
         label = f"{file} ({name})"
-        progress.start(label, lines)
+        progress.start(label, log.with_suffix(".jsonl"))
         begin = time.monotonic()
-        work = job(
+        ended = warm.run(
             tree,
-            self.environment,
             log,
+            self.choice.seconds,
+            "--tb=short",
+            "-p",
+            "proof.absent",
+            file,
+            *deselected,
             imports=["vllm"],
             models=self.choice.models,
-            arguments=arguments,
-            outcomes=lines,
         )
-        ended = warm.run(work, self.choice.seconds)
-        tests = {ADDRESS.sub("0x", o.node): o.outcome for o in outcomes.read(lines)}
+        tests = {ADDRESS.sub("0x", o.node): o.outcome for o in outcomes.read(ended.outcomes)}
         if problem := problem_of(ended, tests, self.choice.seconds):
             run.problems[file] = problem
         run.tests |= tests

@@ -53,7 +53,7 @@ def upstream(
     toy: Toy, warm: Shared, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Upstream:
     """Give the toy's pinned source a test of this condition, below the same two patches."""
-    monkeypatch.setattr(upstream_tests, "start", lambda *_: warm)
+    monkeypatch.setattr(upstream_tests, "start", warm.start)
     monkeypatch.setattr(upstream_tests, "make_stand_ins", lambda *_: None)
     monkeypatch.setattr(upstream_tests, "DATA", tmp_path / "upstream-tests.json")
     (toy.base.folder / "tests.toml").write_text(toy.plan.read_text())
