@@ -93,7 +93,10 @@ def get_messages(root: Path) -> list[str]:
         root / "model_executor" / "models" / "config.py",
         *(root / "transformers_utils").rglob("exaone4_5*.py"),
         root / "config" / "vllm.py",
-        root / "sampling_params.py",
+        root / "utils" / "safetensors_utils.py",
+        root / "entrypoints" / "chat_errors.py",
+        root / "entrypoints" / "openai" / "utils.py",
+        root / "multimodal" / "media" / "errors.py",
     ]
     messages = []
     for file in files:

@@ -5,17 +5,22 @@ import ast
 import functools
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from series import cli
+from series import cli, patches
+from series.config import Base
 
 REPO = Path(__file__).resolve().parents[3]
 PAGES = subprocess.run(
     ["git", "ls-files", "*.md"], cwd=REPO, capture_output=True, text=True, check=True
 ).stdout.split()
 GAP = "…"
+CLIENTS = REPO / "docs/evidence/clients.md"
+NODE = re.compile(r"`((?:ci/)?tests/[\w./-]+\.py)::(test_\w+)`")
+TEST = re.compile(r"^([+-]) *(?:async )?def (test_\w+)", re.M)
 
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {"CHANGELOG.md"}))
@@ -53,3 +58,51 @@ def test_error_messages_exist() -> None:
         parts = [re.escape(part.strip()) for part in error.split(GAP) if part.strip(" ,")]
         pattern = re.compile(".*".join(parts))
         assert any(map(pattern.search, messages())), error
+
+
+def patch_tests(contents: Iterable[str]) -> set[tuple[str, str]]:
+    """File and name of each test that is there after these patches and which they added."""
+    found: set[tuple[str, str]] = set()
+    for content in contents:
+        for diff in content.split("\ndiff --git ")[1:]:
+            file = re.search(r"^\+\+\+ b/(\S+)$", diff, re.M)
+            old = re.search(r"^--- a/(\S+)$", diff, re.M)
+            named = {"+": set[str](), "-": set[str]()}
+            for sign, test in TEST.findall(diff):
+                named[sign].add(test)
+            if old:
+                found -= {(old[1], test) for test in named["-"]}
+            if file:
+                found |= {(file[1], test) for test in named["+"]}
+    return found
+
+
+def own_tests(file: str) -> set[str]:
+    tree = ast.parse((REPO / file).read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_tests_of_patches_are_those_of_the_last() -> None:
+    def diff(old: str, new: str, *lines: str) -> str:
+        return "\n".join(["", f"diff --git {old} {new}", f"--- {old}", f"+++ {new}", *lines])
+
+    first = diff("/dev/null", "b/a.py", "+def test_kept():", "+    async def test_gone():")
+    second = diff("a/a.py", "b/a.py", "-    async def test_gone():", " def test_before():")
+    moved = diff("a/a.py", "b/a.py", "+def test_kept():", "-def test_kept():")
+    removed = diff("a/a.py", "/dev/null", "-def test_kept():")
+    assert patch_tests([first + second, moved]) == {("a.py", "test_kept")}
+    assert patch_tests([first, second, removed]) == set()
+
+
+def test_tests_of_the_page_of_faults_exist() -> None:
+    page = CLIENTS.read_text()
+    named = NODE.findall(page)
+    assert len(named) == page.count("::") > 60
+    base = Base.load("v0.19.1", REPO)
+    there = patch_tests(content.decode() for content in patches.read(base).values())
+    wrong = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (test in own_tests(file) if file.startswith("ci/") else (file, test) in there)
+    ]
+    assert not wrong, wrong
