@@ -83,6 +83,7 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     counts = {"same": 1, "refused": 0, "different": 0}
     asked = {"requests": 1, "accepted": {"1": [1, 2]}, "rows": {"n": dict.fromkeys(names, counts)}}
     evidence.write(drafts.data_file(base.name), {**about, **asked})
+    shutil.copy(REPO / "docs/evidence/data/stress.json", one.data)
     one.write("")
     one.run()
     return one
