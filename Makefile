@@ -98,7 +98,6 @@ test-model: build  ## run the tests of the series in the work tree
 test-long: build  ## the tests of the tool and of the series that take long
 	@$(SERIES) test-tool $(COMMON) -- -n auto -m long ci/tests/tool
 	@$(SERIES) test-model $(COMMON) --long
-	@$(SERIES) upstream-tests $(COMMON) --check
 
 test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)

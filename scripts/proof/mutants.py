@@ -35,6 +35,8 @@ from .stages import Plan, fill, prepare
 
 SECONDS_PER_TEST = 600
 TABLE_HINT = "correct mutations.toml or the tree"
+# Instead of an outcome of an entry that is newer than the last run.
+NOT_YET = "not yet"
 
 
 @dataclass
@@ -279,11 +281,12 @@ def page(bases: list[Base]) -> str:
         if found != names:
             odd = ", ".join(sorted(set(found) ^ set(names))) or "another order"
             raise Exit.FAILED(f"{file} is not of mutations.toml: {odd}", "run make mutate")
-        caught = [entry for entry in rows if entry["by"] != "nothing"]
+        caught = [entry for entry in rows if entry["by"] in ("failure", "hang")]
+        planted = [entry for entry in rows if entry["by"] != NOT_YET]
         hangs = sum(entry["by"] == "hang" for entry in caught)
         known = [entry for entry in rows if entry["key"]]
         older = sum(entry["tree"] != data["tree"] for entry in known)
-        said = f"{len(caught)} of {len(names)} were detected"
+        said = f"{len(caught)} of {len(planted)} were detected"
         said += f", {hangs} of them by a test that then hung" if hangs else ""
         said += f", in {sum(entry['seconds'] for entry in rows)} s." if caught else "."
         lines += ["", f"## {base.name}", "", evidence.origin(data, base), said]
@@ -292,7 +295,9 @@ def page(bases: list[Base]) -> str:
                 f"{older} outcomes are of earlier trees; since then neither the changed file nor "
                 "the test and what it imports of tests/ has changed."
             )
-        if unknown := len(names) - len(known):
+        if new := len(names) - len(planted):
+            lines.append(f"{new} more have not been planted yet; `make mutate` does.")
+        if unknown := len(planted) - len(known):
             lines.append(
                 f"{unknown} outcomes are of an earlier tree, and whether their files have changed "
                 "since was not recorded; `make mutate` plants these errors again."
@@ -300,6 +305,8 @@ def page(bases: list[Base]) -> str:
         lines += ["", "| error | planted in | detected by |", "| --- | --- | --- |"]
         for mutation, entry in zip(mutations, rows, strict=True):
             test = f"`{mutation.test.split('/')[-1]}`"
-            by = {"failure": test, "hang": f"{test} (hangs)"}.get(entry["by"], "**nothing**")
+            by = {"failure": test, "hang": f"{test} (hangs)", NOT_YET: NOT_YET}.get(
+                entry["by"], "**nothing**"
+            )
             lines.append(f"| {mutation.error} | `{Path(mutation.file).name}` | {by} |")
     return "\n".join(lines) + "\n"

@@ -178,6 +178,19 @@ def test_outcomes_are_those_of_the_mutations_in_order(documents: Documents) -> N
     assert f"is not of mutations.toml: {gone['name']}" in documents.fails("--check").what
 
 
+def test_an_error_that_was_not_planted_is_not_detected(documents: Documents) -> None:
+    file = mutants.data_file("v0.19.1")
+    data = json.loads(file.read_text())
+    number = len(data["outcomes"])
+    data["outcomes"][0] |= {"by": mutants.NOT_YET, "seconds": 0, "tree": "", "key": ""}
+    file.write_text(json.dumps(data))
+    documents.run()
+    text = (documents.root / "docs/evidence/mutations.md").read_text()
+    assert f"{number - 1} of {number - 1} were detected" in text
+    assert "1 more have not been planted yet" in text
+    assert text.count(f"| {mutants.NOT_YET} |") == 1
+
+
 def test_releases_are_those_with_a_lock(documents: Documents) -> None:
     file = transformers_releases.data_file("v0.19.1")
     data = json.loads(file.read_text())
