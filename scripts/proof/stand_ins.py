@@ -336,13 +336,14 @@ WEIGHTS = (
     "hmellor/tiny-random-LlamaForCausalLM",
     "meta-llama/Llama-3.2-1B-Instruct",
 )
-# The pictures that tests of media fetch from vLLM's server, and their modes.
+# The pictures that tests of media fetch from vLLM's server: their modes, and sizes that tests know.
 PICTURES = {
-    "2560px-Gfp-wisconsin-madison-the-nature-boardwalk.jpg": "RGB",
-    "Grayscale_8bits_palette_sample_image.png": "P",
-    "1280px-Venn_diagram_rgb.svg.png": "RGBA",
-    "RGBA_comp.png": "RGBA",
-    "stop_sign.jpg": "RGB",
+    "2560px-Gfp-wisconsin-madison-the-nature-boardwalk.jpg": ("RGB", (64, 48)),
+    "Grayscale_8bits_palette_sample_image.png": ("P", (64, 48)),
+    "1280px-Venn_diagram_rgb.svg.png": ("RGBA", (64, 48)),
+    "RGBA_comp.png": ("RGBA", (64, 48)),
+    "stop_sign.jpg": ("RGB", (1300, 876)),
+    "cherry_blossom.jpg": ("RGB", (64, 48)),
 }
 # A config class that transformers has not, as its repository has one.
 MIMO = """from transformers import Qwen2Config
@@ -467,8 +468,8 @@ def write_pictures(folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True)
-    for name, mode in PICTURES.items():
-        ramp = Image.linear_gradient("L").resize((64, 48))
+    for name, (mode, size) in PICTURES.items():
+        ramp = Image.linear_gradient("L").resize(size)
         bands = (ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp, ramp)
         picture = ramp if mode == "P" else Image.merge(mode, bands[: len(mode)])
         picture.convert(mode).save(folder / name)
