@@ -470,7 +470,9 @@ def write_pictures(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, (mode, size) in PICTURES.items():
         ramp = Image.linear_gradient("L").resize(size)
-        bands = (ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp, ramp)
+        flat = Image.new("L", size, 40)
+        # No two colours alike, so that one in another's place is seen.
+        bands = (ramp, ramp.transpose(Image.Transpose.FLIP_TOP_BOTTOM), flat, ramp)
         picture = ramp if mode == "P" else Image.merge(mode, bands[: len(mode)])
         picture.convert(mode).save(folder / name)
 
