@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's own tests would fetch from the hub, made here: configs, small tokenizers, processors.
+"""What vLLM's own tests would fetch, made here: configs, small tokenizers, processors, pictures.
 
     python scripts/proof/stand_ins.py HF_HOME
 
 Fills the hub cache of HF_HOME, so that a test finds "facebook/opt-125m" there with no network, and
-without a change of the test. The values of each config are the public ones of its architecture as
-far as tests look at them. Those of WEIGHTS are small instead, and have random weights. No tokenizer
-has the vocabulary of its model: it is a byte-level BPE with a few merges of the words below.
+without a change of the test; HF_HOME/assets is a VLLM_ASSETS_CACHE. The values of each config are
+the public ones of its architecture as far as tests look at them. Those of WEIGHTS are small
+instead, and have random weights. No tokenizer has the vocabulary of its model: it is a byte-level
+BPE with a few merges of the words below.
 """
 
 from __future__ import annotations
@@ -328,12 +329,22 @@ SAME = {
     "meta-llama/Meta-Llama-3-8B-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
     "yuhuili/EAGLE-LLaMA3-Instruct-8B": "yuhuili/EAGLE-LLaMA3.1-Instruct-8B",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen3-32B": "Qwen/Qwen3-8B",  # of which tests load the tokenizer only
 }
 WEIGHTS = (
     "facebook/opt-125m",
     "hmellor/tiny-random-LlamaForCausalLM",
     "meta-llama/Llama-3.2-1B-Instruct",
 )
+# The pictures that tests of media fetch from vLLM's server: their modes, and sizes that tests know.
+PICTURES = {
+    "2560px-Gfp-wisconsin-madison-the-nature-boardwalk.jpg": ("RGB", (64, 48)),
+    "Grayscale_8bits_palette_sample_image.png": ("P", (64, 48)),
+    "1280px-Venn_diagram_rgb.svg.png": ("RGBA", (64, 48)),
+    "RGBA_comp.png": ("RGBA", (64, 48)),
+    "stop_sign.jpg": ("RGB", (1300, 876)),
+    "cherry_blossom.jpg": ("RGB", (64, 48)),
+}
 # A config class that transformers has not, as its repository has one.
 MIMO = """from transformers import Qwen2Config
 
@@ -453,6 +464,19 @@ def write_weights(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def write_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for name, (mode, size) in PICTURES.items():
+        ramp = Image.linear_gradient("L").resize(size)
+        flat = Image.new("L", size, 40)
+        # No two colours alike, so that one in another's place is seen.
+        bands = (ramp, ramp.transpose(Image.Transpose.FLIP_TOP_BOTTOM), flat, ramp)
+        picture = ramp if mode == "P" else Image.merge(mode, bands[: len(mode)])
+        picture.convert(mode).save(folder / name)
+
+
 def write(name: str, folder: Path) -> None:
     """All files of a repository."""
     source = SAME.get(name, name)
@@ -496,6 +520,7 @@ def main(home: Path) -> None:
         folder = repository / "snapshots" / revision
         folder.mkdir(parents=True)
         write(name, folder)
+    write_pictures(home / "assets/vllm_public_assets")
     mark.write_text(state)
 
 

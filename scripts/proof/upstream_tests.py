@@ -4,7 +4,8 @@
 upstream_tests.toml of the base names the tests of every file of vLLM that the series changes. Each
 file of tests runs in a process of its own, in the pinned source and in the work tree, with the same
 stand-ins for what a test would fetch from the hub. Every test must have the same outcome in both;
-one that does not pass has its reason in that file, and none lacks a file.
+one that does not pass has its reason in that file, and none lacks a file. In a file of tests that
+the series itself changes, tests may be new, or begin to pass.
 
 Outcomes of the pinned source are kept under the build folder for as long as everything stays as it
 was that they are a matter of; `--fresh` runs it again.
@@ -139,10 +140,15 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
     ]
     for node in sorted({*without.tests, *with_series.tests}):
         before, after = without.tests.get(node, "missing"), with_series.tests.get(node, "missing")
-        own = before == "missing" and file_of(node) in changed
+        # A file that the series changes has other tests in it, or ones that could not pass before:
+        # the outcome of the file itself is of one that cannot be imported.
+        own = file_of(node) in changed and (
+            before == "missing"
+            or (before == "failed" and (after == "passed" or node == file_of(node)))
+        )
         if before != after and not own:
             found.append(f"{node}: {before} without the series, {after} with it")
-        elif after != "passed" and not choice.reason(node):
+        elif after not in ("passed", "missing") and not choice.reason(node):
             found.append(f"{node}: {after}, and {FILE} says no reason")
     used = {choice.reason(n) for n, outcome in with_series.tests.items() if outcome != "passed"}
     for start_ in choice.starts:
@@ -225,10 +231,10 @@ def make_stand_ins(paths: Paths, environment: dict[str, str]) -> None:
 
 def key_of(base: Base, about: dict[str, Any]) -> str:
     """Changes with whatever the outcomes of the pinned source are a matter of."""
-    here = Path(__file__)
-    files = [base.folder / FILE, *(here.with_name(n) for n in ("stand_ins.py", "absent.py"))]
-    contents = [path.read_bytes() for path in files]
-    what = (evidence.locked(base).base, about["versions"], contents)
+    here, choice = Path(__file__), Choice.read(base.folder / FILE)
+    contents = [here.with_name(name).read_bytes() for name in ("stand_ins.py", "absent.py")]
+    settings = (choice.models, choice.seconds, sorted(choice.left_out))
+    what = (evidence.locked(base).base, about["versions"], contents, settings)
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
@@ -237,9 +243,11 @@ def run_both(command: Command, choice: Choice, files: list[str], key: str) -> tu
     paths, args = command.paths, command.args
     kept = paths.state / "upstream-tests.json"
     known = {} if args.fresh else evidence.load(kept)
+    hub = paths.state.resolve() / "upstream-tests-hub"
     environment = {
         **engine.environment(paths, cpu=True),
-        "HF_HOME": str(paths.state.resolve() / "upstream-tests-hub"),
+        "HF_HOME": str(hub),
+        "VLLM_ASSETS_CACHE": str(hub / "assets"),
         "OMP_NUM_THREADS": "1",
     }
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):

@@ -141,6 +141,9 @@ def test_the_pinned_source_runs_again_only_where_it_must(
     assert runs.read_text().split().count("0") == 2
     write(toy, CHOICE.replace("it needs a GPU", "no GPU"))
     run(toy)
+    assert runs.read_text().split().count("0") == 2
+    write(toy, CHOICE.replace("[left_out]", f'[left_out]\n"{FILE}::test_same" = "slow"'))
+    run(toy)
     assert runs.read_text().split().count("0") == 3
 
 
@@ -196,6 +199,12 @@ REASON = {"by nature": [NODE]}
         (Run(), PASSES, {}, {FILE}, ""),
         (Run(), FAILS, {}, {FILE}, "says no reason"),
         (PASSES, FAILS, REASON, set(), "passed without the series, failed with it"),
+        (PASSES, FAILS, REASON, {FILE}, "passed without the series, failed with it"),
+        (FAILS, PASSES, {}, set(), "failed without the series, passed with it"),
+        (FAILS, PASSES, {}, {FILE}, ""),
+        (FAILS, Run(), {}, {FILE}, "failed without the series, missing with it"),
+        (Run({FILE: "failed"}), Run(), {}, set(), "failed without the series, missing with it"),
+        (Run({FILE: "failed"}), PASSES, {}, {FILE}, ""),
         (Run({NODE: "passed"}, {FILE: "hung"}), PASSES, {}, set(), "pinned source: hung"),
     ],
 )
