@@ -48,7 +48,7 @@ DOCUMENTS = ("README.md", "docs/**/*.md")
 # Where every figure has to come from a run.
 FIGURES = ("README.md", "docs/evidence/**/*.md")
 BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-FIGURE = re.compile(r"^\|.*(?<![\w.`])\d+\.\d+(?![\w.`])", re.MULTILINE)
+FIGURE = re.compile(r"^\|.*(?<![\w.`-])\d+\.\d+(?![\w.`])", re.MULTILINE)
 NOTE = "<!-- Written by make pages; do not edit. -->\n\n"
 
 
