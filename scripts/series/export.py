@@ -60,6 +60,9 @@ def _exportable(tree: Path) -> Record:
     """The record of a work tree that holds nothing but commits on its branch."""
     if not tree.exists():
         raise Exit.DIRTY(f"there is no work tree {tree}", "run make apply first")
+    if not (tree / ".git").exists():
+        # git would take the repository around it.
+        raise Exit.DIRTY(f"{tree} is no git work tree", "move it away, then make apply")
     settle(tree)
     if under_way := operation(tree):
         raise Exit.DIRTY(f"{tree} holds {under_way}", "finish or abort it, then export again")

@@ -23,8 +23,8 @@ OPERATIONS = (
     *("rebase-apply", "rebase-merge", "sequencer"),
     *("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "BISECT_LOG"),
 )
-# What Python and its tools leave behind; nobody's work.
-CACHES = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+# What tools of Python leave behind; nobody's work. Of __pycache__ only byte code is.
+CACHES = {".pytest_cache", ".mypy_cache", ".ruff_cache"}
 LOCAL_EDITS = "docs/maintain/workflow.md#local-edits"
 
 
@@ -40,11 +40,15 @@ def operation(tree: Path) -> str:
 def edits(tree: Path, record: Record | None) -> str:
     """What the user has changed in the work tree since the last apply or export; '' if nothing."""
     if not (tree / ".git").exists():
-        return "it is not a git work tree of this tool"
+        return "something else than a git work tree of this tool"
     if under_way := operation(tree):
         return under_way
     if record is None:
         return "no record of an apply"
+    # A tag that is small is assume-unchanged, S is skip-worktree: status is blind to both.
+    listed = git(tree, "ls-files", "-v", "-z").split("\0")
+    if blind := [entry[2:] for entry in listed if entry[:1].islower() or entry[:1] == "S"]:
+        return f"{len(blind)} files that git was told to overlook, the first {blind[0]}"
     changed = git(tree, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     if changed:
         paths = [entry[3:] for entry in changed.split("\0") if entry]
@@ -57,11 +61,17 @@ def edits(tree: Path, record: Record | None) -> str:
 
 
 def refuse_edits(tree: Path, record: Record | None) -> None:
+    if tree.is_symlink():
+        raise Exit.DIRTY(f"{tree} is a link", "put the folder in its place, or remove the link")
     found = edits(tree, record)
     if found:
-        raise Exit.DIRTY(
-            f"{tree} holds {found}", f"commit and make export, or drop them: see {LOCAL_EDITS}"
-        )
+        ours = (tree / ".git").exists() and record is not None
+        how = "commit and make export, or drop them" if ours else "move it away, then make apply"
+        if operation(tree):
+            how = "finish or abort it (git rebase --abort, git bisect reset)"
+        elif "overlook" in found:
+            how = "git update-index --no-assume-unchanged --no-skip-worktree FILE"
+        raise Exit.DIRTY(f"{tree} holds {found}", f"{how}: see {LOCAL_EDITS}")
 
 
 def ignored(tree: Path) -> set[str]:
@@ -102,7 +112,9 @@ def belongings(paths: Paths) -> Iterator[tuple[str, str]]:
         parts = set(path.relative_to(tree).parts)
         # A link holds no work; the kernels are links into the cache.
         ours = path.is_symlink() or name in built or name == "vllm/_version.py"
-        if not ours and path.suffix != ".pyc" and not parts & CACHES and ".egg-info/" not in name:
+        # Byte code that was being written has a number behind its name.
+        ours |= path.suffix == ".pyc" or ".pyc." in path.name
+        if not ours and not parts & CACHES and ".egg-info/" not in name:
             yield f"{name}, which git ignores", "move it out of the work tree, or remove it"
 
 
@@ -235,6 +247,8 @@ def status(base: Base, paths: Paths) -> dict[str, Any]:
 def clean(paths: Paths) -> None:
     """Remove the work tree, unless it holds work of the user's."""
     gone = paths.state / ".removed"
+    if gone.is_symlink():
+        gone.unlink()
     shutil.rmtree(gone, ignore_errors=True)
     if paths.tree.exists():
         settle(paths.tree)

@@ -147,6 +147,13 @@ def clean(command: Command) -> None:
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
 
 
+# What lies in the build folder beside the folders of the bases.
+OURS = {
+    *("CACHEDIR.TAG", "cache", "config.mk", "dev", "dev.lock", "downloads", "kernels"),
+    *("releases", "tools", "tools.lock"),
+}
+
+
 def distclean(command: Command) -> None:
     """Remove the build folder, unless a work tree in it holds work of the user's."""
     build = command.paths.build
@@ -156,6 +163,10 @@ def distclean(command: Command) -> None:
         return
     if not (build / "CACHEDIR.TAG").is_file():
         raise Exit.USAGE(f"{build} does not belong to this tool", "remove it yourself")
+    for path in sorted(build.iterdir()):
+        base = path.is_dir() and any((path / name).exists() for name in (".lock", "vllm"))
+        if path.name not in OURS and not path.name.startswith(".") and not base:
+            raise Exit.DIRTY(f"{path} is not of this tool", "move it out of the build folder")
     with contextlib.ExitStack() as locks:
         held = {*build.glob(".*lock"), *build.glob("*/.*lock")}
         held |= {folder.parent / ".lock" for folder in build.glob("*/vllm")}

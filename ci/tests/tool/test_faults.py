@@ -3,6 +3,7 @@
 
 import fcntl
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,34 @@ def edited_and_dropped(project: Project) -> None:
     dropped_commits(project)
 
 
+def overlooked(option: str) -> Callable[[Project], None]:
+    """An edit that git was told not to look at."""
+
+    def plant(project: Project) -> None:
+        git(project.tree, "update-index", option, "toy/model.py")
+        write(project, "toy/model.py", "mine\n")
+
+    return plant
+
+
+def text_beside_byte_code(project: Project) -> None:
+    write(project, ".git/info/exclude", "__pycache__/\n")
+    (project.tree / "toy/__pycache__").mkdir(exist_ok=True)
+    write(project, "toy/__pycache__/notes.txt", "mine\n")
+
+
+def linked_tree(project: Project) -> None:
+    project.tree.rename(project.root / "elsewhere")
+    project.tree.symlink_to(project.root / "elsewhere")
+
+
+def no_git(project: Project) -> None:
+    """A folder of the user's in the place of the work tree, inside of another repository."""
+    shutil.rmtree(project.tree)
+    project.tree.mkdir()
+    write(project, "mine.py", "mine\n")
+
+
 dropped_commits = in_tree("reset -q --hard HEAD~2")
 PLANTS: dict[str, Callable[[Project], object]] = {
     # No fault in the files; the command line is the fault.
@@ -198,6 +227,12 @@ PLANTS: dict[str, Callable[[Project], object]] = {
     "other_pin": other_pin,
     "edited_header": edited_header,
     "edited_and_dropped": edited_and_dropped,
+    "overlooked": overlooked("--assume-unchanged"),
+    "skipped": overlooked("--skip-worktree"),
+    "text_beside_byte_code": text_beside_byte_code,
+    "linked_tree": linked_tree,
+    "no_git": no_git,
+    "own_file_in_build": lambda p: write(p, "build/notes.txt", "mine\n"),
     "foreign_folder": lambda p: (p.root / "build/CACHEDIR.TAG").unlink(),
 }
 
@@ -227,8 +262,17 @@ FAULTS: list[tuple[str, str, Exit, str]] = [
             ("own_worktree", "/beside"),
             ("commit_in_a_worktree_of_test_each", "each/one"),
             ("bisect", "BISECT_LOG"),
+            ("overlooked", "1 files that git was told to overlook, the first toy/model.py"),
+            ("skipped", "1 files that git was told to overlook, the first toy/model.py"),
+            ("text_beside_byte_code", "toy/__pycache__/notes.txt, which git ignores"),
+            ("linked_tree", "is a link"),
+            ("no_git", "something else than a git work tree"),
         )
     ),
+    ("no_git", "export", Exit.DIRTY, "is no git work tree"),
+    ("overlooked", "unapply", Exit.DIRTY, "overlook"),
+    ("skipped", "export", Exit.DIRTY, "overlook"),
+    ("own_file_in_build", "distclean", Exit.DIRTY, "notes.txt is not of this tool"),
     ("commits_on_series_and_elsewhere", "clean", Exit.DIRTY, "refs/heads/series"),
     ("commits_on_series_and_elsewhere", "unapply", Exit.DIRTY, "refs/heads/series"),
     ("patch_that_brings_an_ignored_file", "apply", Exit.DIRTY, "hidden/mine.py"),
