@@ -345,6 +345,8 @@ PICTURES = {
     "stop_sign.jpg": ("RGB", (1300, 876)),
     "cherry_blossom.jpg": ("RGB", (64, 48)),
 }
+# The one that tests fetch from the hub: its frames, and their size.
+VIDEO = ("sample_demo_1.mp4", 24, (64, 48))
 # A config class that transformers has not, as its repository has one.
 MIMO = """from transformers import Qwen2Config
 
@@ -477,6 +479,19 @@ def write_pictures(folder: Path) -> None:
         picture.convert(mode).save(folder / name)
 
 
+def write_video(folder: Path) -> None:
+    import cv2
+    import numpy
+
+    name, frames, (width, height) = VIDEO
+    folder.mkdir(parents=True)
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    film = cv2.VideoWriter(str(folder / name), code, 12, (width, height))
+    for i in range(frames):
+        film.write(numpy.full((height, width, 3), 10 * i, dtype=numpy.uint8))
+    film.release()
+
+
 def write(name: str, folder: Path) -> None:
     """All files of a repository."""
     source = SAME.get(name, name)
@@ -521,6 +536,7 @@ def main(home: Path) -> None:
         folder.mkdir(parents=True)
         write(name, folder)
     write_pictures(home / "assets/vllm_public_assets")
+    write_video(home / "assets/video-example-data")
     mark.write_text(state)
 
 
