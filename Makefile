@@ -25,6 +25,8 @@ export PYTHONPATH := $(CURDIR)/scripts
 # The tool needs the standard library alone. -B: no byte code in the checkout.
 SERIES = command -v '$(PYTHON)' >/dev/null || { \
   echo 'error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=' >&2; exit 1; }; \
+  test "$$('$(PYTHON)' -ISc 'print(6 * 7)' 2>/dev/null)" = 42 || { \
+  echo 'error: $(PYTHON) is no Python 3; set PYTHON= to one of 3.10 to 3.13' >&2; exit 2; }; \
   '$(PYTHON)' -B -m series
 
 .DEFAULT_GOAL := help

@@ -32,7 +32,8 @@ def tree_of(base: Base) -> str:
 
 
 def require_tree(base: Base, paths: Paths) -> list[str]:
-    """The commits of the work tree, which must be clean and exactly those of series.lock."""
+    """The commits of the work tree, which must be clean and exactly those of series.lock; the
+    environment has to be built."""
     if not paths.tree.exists():
         raise Exit.DIRTY(f"there is no work tree {paths.tree}", "run make apply")
     tree.refuse_edits(paths.tree, Record.read(paths.tree / tree.RECORD))
@@ -51,6 +52,7 @@ def require_tree(base: Base, paths: Paths) -> list[str]:
                 f"{expected[:12] or 'nothing'}",
                 "run make apply, or make export if the commits are yours",
             )
+    environments.require_built(paths)
     return list(commits[1:])
 
 

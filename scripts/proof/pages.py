@@ -70,6 +70,8 @@ def table(name: str) -> str:
     """A table of one sitting on one card, with a line that says which."""
     file, _, wanted = name.partition("/")
     path = evidence.DATA / f"{file}.json"
+    if not path.is_file():
+        raise wrong(f"{path} does not exist", f"correct the block {name!r}, or restore the file")
     data = evidence.load(path)
     try:
         where, part = (data["sitting"], data["card"]), data["tables"][wanted]

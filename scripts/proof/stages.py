@@ -180,8 +180,6 @@ def run(command: Command) -> None:
     plan = Plan.read(Path(args.stages or base.tests_file), names)
     if args.patch and args.patch not in names:
         raise Exit.USAGE(f"no patch {args.patch!r} in {base.series_file}", "see make status")
-    if not environments.read_stamp(paths).get("checked"):
-        raise Exit.BUILD("the environment is not built", "run make build")
     model = args.verb == "test-model"
     long = model and args.long
     with locked(paths.state / ".lock", args.wait):

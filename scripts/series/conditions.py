@@ -6,6 +6,7 @@ None where only a test that was not run could tell.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ _KINDS = {
     "text": re.compile(rf"{_PATH}: (?P<what>\S.*)"),
     "test": re.compile(r"(?P<path>tests/[\w./-]+\.py)(?P<what>(?:::\S+)?)"),
 }
+# A file, and lines of it, in a sentence; no part of an address.
+_CITED = re.compile(
+    r"(?<![\w./:-])(\w[\w./-]*\.(?:py|md|txt|toml|ya?ml|json|cuh?|cpp|h)(?![\w/]))"
+    r"(?::(\d+(?:-\d+)?(?:, \d+(?:-\d+)?)*))?"
+)
 
 
 class Condition(NamedTuple):
@@ -88,6 +94,30 @@ class Tree:
     ) -> None:
         self.folder, self.version, self.run_test = folder, version, run_test
         self._modules: dict[str, ast.Module] = {}
+
+    def missing(self, text: str) -> list[str]:
+        """What a text names of this source that is not there: `FILE`, `FILE:LINE, FIRST-LAST`.
+
+        A file may be named by the end of its path; one of several such files has to do.
+        """
+        wrong = []
+        for name, said in _CITED.findall(text):
+            sizes = [self._lines(path) for path in self.files if f"/{path}".endswith(f"/{name}")]
+            lines = [int(number) for number in re.findall(r"\d+", said)]
+            if not sizes:
+                wrong.append(f"{self.version} has no {name}")
+            elif lines and not any(min(lines) >= 1 and max(lines) <= size for size in sizes):
+                wrong.append(f"{name} of {self.version} has {max(sizes)} lines, not {said}")
+        return wrong
+
+    @functools.cached_property
+    def files(self) -> list[str]:
+        """Every file's path in the folder."""
+        every = (path for path in self.folder.rglob("*") if path.is_file())
+        return [path.relative_to(self.folder).as_posix() for path in every]
+
+    def _lines(self, path: str) -> int:
+        return len((self.folder / path).read_bytes().splitlines())
 
     def all_hold(self, conditions: Iterable[Condition]) -> bool | None:
         """Whether all of them hold."""

@@ -77,6 +77,12 @@ def stamp_file(paths: Paths) -> Path:
     return paths.env / "series-build.json"
 
 
+def require_built(paths: Paths) -> None:
+    """Raise Exit.BUILD unless the environment of the tree is there, and was tried."""
+    if not read_stamp(paths).get("checked"):
+        raise Exit.BUILD("the environment is not built", "run make build")
+
+
 def read_stamp(paths: Paths) -> dict[str, Any]:
     try:
         found = json.loads(stamp_file(paths).read_text(encoding="utf-8"))

@@ -198,6 +198,7 @@ class Upstream(NamedTuple):
 
     url: str  # empty if it was not sent
     states: dict[str, str]  # release -> one of STATES
+    evidence: dict[str, str]  # release -> what stands behind its state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,13 +239,13 @@ class Mail:
         match = re.fullmatch(r"no \(\S+ .*\)|(https://\S+)( \(.+\))?", sent)
         if match is None:
             raise ValueError("begin `Upstream:` with a URL or `no (the reason in a few words)`")
-        states = {}
+        states, evidence = {}, {}
         for part in rest:
-            known = re.fullmatch(rf"(\S+) ({'|'.join(STATES)}) \(.+\)", part)
+            known = re.fullmatch(rf"(\S+) ({'|'.join(STATES)}) \((.+)\)", part)
             if known is None or known[1] in states:
                 raise ValueError(f"write `{part}` as `RELEASE {'|'.join(STATES)} (evidence)`")
-            states[known[1]] = known[2]
-        return Upstream(match[1] or "", states)
+            states[known[1]], evidence[known[1]] = known[2], known[3]
+        return Upstream(match[1] or "", states, evidence)
 
     def drop_when(self) -> list[Condition]:
         """The conditions of `Drop-When:`; a ValueError that says what to write."""
@@ -342,7 +343,7 @@ def _edited(mail: Mail, ours: set[str]) -> str:
 def _upstream_cells(mail: Mail, versions: list[str]) -> tuple[str, list[str]]:
     """The link to what was sent, and a cell a release; empty where the trailer cannot be read."""
     try:
-        url, states = mail.upstream()
+        url, states, _ = mail.upstream()
     except ValueError:
         return "", ["" for _ in versions]
     number = re.search(r"/(?:pull|issues)/(\d+)$", url)

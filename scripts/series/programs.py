@@ -13,7 +13,8 @@ from .errors import Exit
 
 
 class Program(NamedTuple):
-    """A module that runs in the engine's environment; `cpu` if only there on a CPU.
+    """A module that runs in the engine's environment; `cpu` if only there on a CPU, `exact` if what
+    it says is about the series, and not about a tree with other edits.
 
     `given` are its options unless the user gives them: {tree} and {build} are filled in.
     """
@@ -21,13 +22,14 @@ class Program(NamedTuple):
     module: str
     given: tuple[str, ...] = ("--tree", "{tree}")
     cpu: bool = True
+    exact: bool = False
 
 
 PROGRAMS = {
     "demo": Program("tiny.demo", ("--tree", "{tree}", "--folder", "{build}/demo"), cpu=False),
-    "evaluate": Program("tiny.evaluate"),
-    "lossless": Program("tiny.lossless"),
-    "stress": Program("proof.stress"),
+    "evaluate": Program("tiny.evaluate", exact=True),
+    "lossless": Program("tiny.lossless", exact=True),
+    "stress": Program("proof.stress", exact=True),
     "train": Program("tiny.train", ("--tree", "{tree}", "--out", "{build}/tiny"), cpu=False),
     "speed": Program("bench.mtp", ("--out", "{build}/speed"), cpu=False),
     "numerics": Program("bench.numerics", ("--out", "{build}/numerics.json"), cpu=False),
@@ -43,9 +45,12 @@ def run(command: Command) -> Exit:
     """Run the program; its exit status 0 is OK, any other FAILED."""
     name, paths = command.args.verb, command.paths
     arguments = [word for word in command.args.arguments if word != "--"]
-    if not environments.read_stamp(paths).get("checked"):
-        raise Exit.BUILD("the environment is not built", "run make build")
     program = PROGRAMS.get(name)
+    if program and program.exact:
+        from proof import evidence
+
+        evidence.require_tree(command.base, paths)
+    environments.require_built(paths)
     if program is None and not arguments:
         raise Exit.USAGE("no command is named", "write series run -- COMMAND")
     python = str(environments.python(paths))

@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+import re
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -45,21 +46,21 @@ def judge(base: Base, tree: Tree) -> list[Verdict]:
 def _verdict(base: Base, tree: Tree, name: str, data: bytes) -> Verdict:
     mail = Mail.parse(data)
     try:
-        conditions, states = mail.drop_when(), mail.upstream().states
+        conditions, (_, states, evidence) = mail.drop_when(), mail.upstream()
     except ValueError as error:
         raise Exit.FAILED(f"{name}.patch: {error}", "see check --lint") from None
     if tree.run_test is None:
         conditions = [condition for condition in conditions if condition.kind != "test"]
     drop = tree.all_hold(conditions) if conditions else None
     claimed = "base" if tree.version == base.version else states.get(tree.version, "")
-    wrong = ""
+    wrong = tree.missing(evidence.get(tree.version, ""))
     if claimed and drop is STATES.get(claimed, True):
         culprits = [c.said for c in conditions if tree.holds(c) is drop]
-        wrong = (
+        wrong.append(
             f"on {tree.version}{', the base,' if claimed == 'base' else f', said to be {claimed},'}"
             f" Drop-When is {str(drop).lower()} ({'; '.join(culprits)})"
         )
-    return Verdict(name, tree.version, claimed, drop, wrong)
+    return Verdict(name, tree.version, claimed, drop, "; ".join(wrong))
 
 
 def trees(command: Command, only: str = "") -> list[Tree]:
@@ -101,6 +102,37 @@ def findings(verdicts: list[Verdict]) -> list[Finding]:
     return [Finding("true-trailers", f"{v.patch}.patch", v.wrong) for v in verdicts if v.wrong]
 
 
+def nowhere(base: Base, sources: list[Tree]) -> list[Finding]:
+    """Conditions on a file that neither the base, a release nor a patch of the series has."""
+    mails = {name: Mail.parse(data) for name, data in files.read(base).items()}
+    ours = {change.path for mail in mails.values() for change in mail.changes}
+    return [
+        Finding(
+            "true-trailers",
+            f"{name}.patch",
+            f"no release and no patch has the file of `{condition.said}`",
+        )
+        for name, mail in mails.items()
+        for condition in mail.drop_when()
+        if condition.path not in {"", *ours}
+        and not any((tree.folder / condition.path).is_file() for tree in sources)
+    ]
+
+
+def cited(base: Base, sources: list[Tree]) -> list[Finding]:
+    """What the tables of the documents name of a release, in a column with its version."""
+    found = []
+    for page in sorted(base.folder.parents[1].glob("docs/**/*.md")):
+        for table in re.findall(r"(?:^\|.*\n)+", page.read_text(encoding="utf-8"), re.M):
+            rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines()]
+            for column, title in enumerate(rows[0]):
+                for tree in sources if len({*map(len, rows)}) == 1 else ():
+                    if title.strip() == tree.version:
+                        wrong = tree.missing(" ".join(row[column] for row in rows))
+                        found += [Finding("true-trailers", page.name, said) for said in wrong]
+    return found
+
+
 def run(command: Command) -> None:
     """Print what each patch says about each release and what is found there."""
     args = command.args
@@ -119,6 +151,8 @@ def run(command: Command) -> None:
     verdicts = [verdict for column in columns for verdict in column]
     command.report = {"verdicts": [verdict._asdict() for verdict in verdicts]}
     wrong = findings(verdicts)
+    if not args.tree and not args.release:
+        wrong += nowhere(command.base, found)
     for finding in wrong:
         command.say(str(finding))
     if wrong:

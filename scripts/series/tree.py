@@ -2,6 +2,7 @@
 """The work tree: apply, unapply, status and clean."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -56,8 +57,20 @@ def edits(tree: Path, record: Record | None) -> str:
     for ref in (BRANCH, "HEAD"):
         commit = attempt(tree, "rev-parse", "--verify", "--quiet", ref).stdout.decode().strip()
         if commit != record.head:
+            order = ("merge-base", "--is-ancestor", commit, record.head)
+            if commit and not attempt(tree, *order).returncode:
+                return f"an earlier commit of the series ({ref} is {commit[:12]})"
             return f"commits that were not exported ({ref} is {commit[:12] or 'missing'})"
     return ""
+
+
+def applied(tree: Path, record: Record) -> list[str]:
+    """The patches that HEAD has: those of the record, unless it is at another commit."""
+    head = attempt(tree, "rev-parse", "HEAD").stdout.decode().strip()
+    if head == record.head:
+        return list(record.patches)
+    log = attempt(tree, "log", "--reverse", "--format=%B", "base..HEAD")
+    return re.findall(r"^Patch-Name: *(\S+)$", log.stdout.decode("utf-8", "replace"), re.M)
 
 
 def refuse_edits(tree: Path, record: Record | None) -> None:
@@ -69,6 +82,8 @@ def refuse_edits(tree: Path, record: Record | None) -> None:
         how = "commit and make export, or drop them" if ours else "move it away, then make apply"
         if operation(tree):
             how = "finish or abort it (git rebase --abort, git bisect reset)"
+        elif found.startswith("an earlier commit"):
+            how = f"git checkout -B series {record.head[:12]}" if record else ""
         elif "overlook" in found:
             how = "git update-index --no-assume-unchanged --no-skip-worktree FILE"
         raise Exit.DIRTY(f"{tree} holds {found}", f"{how}: see {LOCAL_EDITS}")
@@ -190,7 +205,10 @@ def apply(
         settle(tree)
     record = Record.read(tree / RECORD)
     if record and record.source == source and list(record.patches.items()) == list(want.items()):
-        return {**_report(paths, changed=False), "edits": edits(tree, record)}
+        report = _report(paths, changed=False)
+        if upto == 0 and report["patches"]:
+            refuse_edits(tree, record)
+        return {**report, "edits": edits(tree, record)}
     if tree.exists():
         refuse_edits(tree, record)
     built = build(base, fetch(), staging, patches)
@@ -211,7 +229,7 @@ def _report(paths: Paths, *, changed: bool) -> dict[str, Any]:
     return {
         "changed": changed,
         "tree": str(paths.tree),
-        "patches": list(record.patches),
+        "patches": applied(paths.tree, record),
         "head": record.head,
         "tree_id": git(paths.tree, "rev-parse", "HEAD^{tree}"),
     }
@@ -237,7 +255,7 @@ def status(base: Base, paths: Paths) -> dict[str, Any]:
     record = Record.read(paths.tree / RECORD)
     report["edits"] = edits(paths.tree, record)
     if record:
-        report["applied"] = list(record.patches)
+        report["applied"] = applied(paths.tree, record)
         now = {name: sha256(base.patch(name)) for name in listed if base.patch(name).is_file()}
         report["current"] = list(now.items()) == list(record.patches.items())
     state = "edited" if report["edits"] else "current" if report["current"] else "outdated"

@@ -54,13 +54,20 @@ def apply(command: Command) -> None:
     """Make or update the work tree: one commit a patch."""
     with command.lock():
         command.report = tree.apply(command.base, command.paths, command.fetch, command.origin())
-    count = len(command.report["patches"])
+    listed, found = files.names(command.base), command.report["patches"]
+    count = sum(name in found for name in listed)
     if command.report["changed"]:
         command.say(f"applied {count} patches in {command.paths.tree}")
+    elif count < len(listed):
+        command.say(f"{count} of {len(listed)} patches are applied in {command.paths.tree}")
     else:
         command.say(f"nothing to do: {count} patches are applied in {command.paths.tree}")
-        if command.report["edits"]:
-            command.say(f"it also holds {command.report['edits']}")
+    _say_edits(command)
+
+
+def _say_edits(command: Command) -> None:
+    if command.report["edits"]:
+        command.say(f"it also holds {command.report['edits']}")
 
 
 def unapply(command: Command) -> None:
@@ -71,6 +78,7 @@ def unapply(command: Command) -> None:
         )
     nothing = "" if command.report["changed"] else "nothing to do: "
     command.say(f"{nothing}no patch is applied in {command.paths.tree}")
+    _say_edits(command)
 
 
 def status(command: Command) -> None:
@@ -107,8 +115,11 @@ def check(command: Command) -> None:
         # Not the lock of the work tree, which it does not touch.
         with command.lock(".check.lock"):
             command.report = _check_series(command)
-        for source in releases.trees(command):
+        sources = releases.trees(command)
+        for source in sources:
             found += releases.findings(releases.judge(command.base, source))
+        found += releases.nowhere(command.base, sources)
+        found += releases.cited(command.base, sources)
     index = ROOT / "patches/README.md"
     if not found and not (index.is_file() and index.read_bytes() == files.index(ROOT).encode()):
         found = [Finding("index", "patches/README.md", "run make export, which writes it")]

@@ -24,7 +24,9 @@ def released(project: Project, tmp_path: Path) -> Project:
     model = UPSTREAM["toy/model.py"]
     for version, more in (("2.0", b"first_a = 2\n"), ("3.0", b"first_a = second = 3\n")):
         archive = sources / f"toy-{version}.tar.gz"
-        make_sdist(archive, {**UPSTREAM, "toy/model.py": model + more})
+        # 61 lines of the model.
+        test = {"tests/x.py": b"def y(): pass\n"}
+        make_sdist(archive, {**UPSTREAM, **test, "toy/model.py": model + more})
         rows += f'["{version}"]\narchive = "{archive.name}"\nsha256 = "{digest(archive)}"\n'
     (project.base / "releases.toml").write_text(rows)
     found = Project(project.root, sources)
@@ -75,6 +77,22 @@ PLANTED = {
         "add-the-first.patch: on 2.0, said to be fixed, Drop-When is false"
         " (symbol toy/model.py:first_b)",
     ),
+    "a line that is not there": (
+        (FIRST, "2.0 fixed (model.py:61)", "2.0 fixed (toy/model.py:12-15, 62)"),
+        "add-the-first.patch: toy/model.py of 2.0 has 61 lines, not 12-15, 62",
+    ),
+    "line 0": (
+        (FIRST, "3.0 superseded (model.py:61)", "3.0 superseded (model.py:0)"),
+        "add-the-first.patch: model.py of 3.0 has 61 lines, not 0",
+    ),
+    "a file that is not there": (
+        (SECOND, "2.0 missing (model.py:61)", "2.0 missing (odel.py:61)"),
+        "add-the-second.patch: 2.0 has no odel.py",
+    ),
+    "a file without a line": (
+        (DOS, "3.0 differs (model.py:61)", "3.0 differs (other/model.py has no dos)"),
+        "add-dos-lines.patch: 3.0 has no other/model.py",
+    ),
     "a condition that the base meets": (
         (DOS, "dos.txt: half", "dos.txt: ^three"),
         "add-dos-lines.patch: on 1.0, the base, Drop-When is true (text toy/dos.txt: ^three)",
@@ -90,6 +108,48 @@ def test_a_planted_false_trailer_fails(verb: str, error: str, released: Project)
     done = released.run(verb)
     assert done.returncode == Exit.FAILED, done.stdout
     assert f"{message} (docs/maintain/patch-format.md#true-trailers)" in done.stdout.splitlines()
+
+
+NOWHERE = {
+    "text": (
+        (
+            DOS,
+            "text toy/dos.txt: half",
+            "text toy/dos.txt: half\nDrop-When: not text toy/os.txt: x",
+        ),
+        "not text toy/os.txt: x",
+    ),
+    "symbol": ((FIRST, "2.0", "2.0\nDrop-When: symbol toy/none.py:a"), "symbol toy/none.py:a"),
+    "test": ((DOS, "test tests/x.py::y", "test tests/z.py::y"), "test tests/z.py::y"),
+}
+
+
+@pytest.mark.parametrize("kind", NOWHERE)
+@pytest.mark.parametrize("verb", ["check", "drop-when"])
+def test_a_condition_on_a_file_that_is_nowhere(verb: str, kind: str, released: Project) -> None:
+    planted, said = NOWHERE[kind]
+    if kind == "symbol":
+        planted = (FIRST, "Drop-When: symbol", f"Drop-When: {said}\nDrop-When: symbol")
+    plant(released, *planted)
+    done = released.run(verb)
+    assert done.returncode == Exit.FAILED, done.stdout
+    assert f": no release and no patch has the file of `{said}` (docs/" in done.stdout
+
+
+def test_a_condition_on_a_file_that_a_patch_brings(released: Project) -> None:
+    plant(released, DOS, "text toy/dos.txt: half", "symbol toy/new.py:y")
+    assert "check passed" in released.ok("check")
+
+
+def test_a_table_of_the_documents_names_what_is_there(released: Project) -> None:
+    page = released.root / "docs/use/faq.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("| what | 2.0 | 3.0 |\n| --- | --- | --- |\n| a | `model.py:61` | `x.py:1` |\n")
+    assert "check passed" in released.ok("check")
+    page.write_text(page.read_text().replace("`model.py:61`", "gone, `model.py:62`"))
+    done = released.run("check")
+    assert done.returncode == Exit.FAILED
+    assert "faq.md: model.py of 2.0 has 61 lines, not 62" in done.stdout
 
 
 def test_the_table_of_patches_and_releases(released: Project) -> None:

@@ -155,6 +155,18 @@ def overlooked(option: str) -> Callable[[Project], None]:
     return plant
 
 
+def skipped_and_dropped(project: Project) -> None:
+    overlooked("--skip-worktree")(project)
+    project.series(*NAMES[:2])
+
+
+def patches_after_unapply(project: Project) -> None:
+    """The branch is put back by git to where the patches are."""
+    applied = git(project.tree, "rev-parse", "HEAD")
+    project.ok("unapply")
+    git(project.tree, "reset", "-q", "--hard", applied)
+
+
 def text_beside_byte_code(project: Project) -> None:
     write(project, ".git/info/exclude", "__pycache__/\n")
     (project.tree / "toy/__pycache__").mkdir(exist_ok=True)
@@ -229,6 +241,8 @@ PLANTS: dict[str, Callable[[Project], object]] = {
     "edited_and_dropped": edited_and_dropped,
     "overlooked": overlooked("--assume-unchanged"),
     "skipped": overlooked("--skip-worktree"),
+    "skipped_and_dropped": skipped_and_dropped,
+    "patches_after_unapply": patches_after_unapply,
     "text_beside_byte_code": text_beside_byte_code,
     "linked_tree": linked_tree,
     "no_git": no_git,
@@ -271,7 +285,12 @@ FAULTS: list[tuple[str, str, Exit, str]] = [
     ),
     ("no_git", "export", Exit.DIRTY, "is no git work tree"),
     ("overlooked", "unapply", Exit.DIRTY, "overlook"),
+    ("skipped", "unapply", Exit.DIRTY, "overlook"),
     ("skipped", "export", Exit.DIRTY, "overlook"),
+    ("skipped_and_dropped", "apply", Exit.DIRTY, "overlook"),
+    ("detached", "unapply", Exit.DIRTY, "an earlier commit of the series (HEAD is"),
+    ("detached", "clean", Exit.DIRTY, "git checkout -B series"),
+    ("patches_after_unapply", "unapply", Exit.DIRTY, "not exported"),
     ("own_file_in_build", "distclean", Exit.DIRTY, "notes.txt is not of this tool"),
     ("commits_on_series_and_elsewhere", "clean", Exit.DIRTY, "refs/heads/series"),
     ("commits_on_series_and_elsewhere", "unapply", Exit.DIRTY, "refs/heads/series"),
@@ -374,6 +393,23 @@ def test_edits_survive_an_apply_that_has_nothing_to_do(project: Project) -> None
     assert done.returncode == 0
     assert "it also holds 1 changed or new files" in done.stdout
     assert (project.tree / "toy/model.py").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_apply_says_how_many_patches_are_there(count: int, project: Project) -> None:
+    git(project.tree, "checkout", "-q", "--detach", f"HEAD~{3 - count}")
+    out = project.ok("apply")
+    assert out.startswith(f"{count} of 3 patches are applied in {project.tree}\n")
+    assert "it also holds an earlier commit of the series (HEAD is" in out
+    assert project.ok("status").count("\n  applied ") == count
+
+
+def test_unapply_says_what_the_tree_holds(project: Project) -> None:
+    project.ok("unapply")
+    new_commit(project)
+    nothing, also = project.ok("unapply").splitlines()
+    assert nothing.startswith("nothing to do: no patch is applied in")
+    assert also.startswith("it also holds commits that were not exported")
 
 
 def test_unsafe_paths_in_an_archive_are_refused(fresh: Project) -> None:
