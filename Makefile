@@ -42,7 +42,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH LOCK (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)

@@ -11,7 +11,10 @@ which holds the figures of one sitting on one card:
 
     {"sitting": …, "card": …, "how": …, "tables": {TABLE: {"columns": […], "rows": [[name, …], …]}}}
 
-A row of figures elsewhere in a document of FIGURES is an error: it has no run. `--check` compares.
+A row of figures elsewhere in a document of FIGURES is an error: it has no run. So is a figure with
+a unit in a paragraph, list or table of PROSE that names no run: a link into docs/evidence or to
+data, the day of the sitting, or the command or test file that gives it. A sentence that ends with a
+colon speaks for what follows it. `--check` compares.
 """
 
 import argparse
@@ -49,6 +52,15 @@ DOCUMENTS = ("README.md", "docs/**/*.md")
 FIGURES = ("README.md", "docs/evidence/**/*.md")
 BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"^\|.*(?<![\w.`-])\d+\.\d+(?![\w.`])", re.MULTILINE)
+# Where a sentence with a measured figure names its run.
+PROSE = ("README.md", "docs/use/*.md", "docs/maintain/*.md")
+MEASURED = re.compile(
+    r"(?<![\w.:-])(?<![Aa]t least )(?<![Aa]t most )\d[\d.,]*"
+    r"(?: ?%| (?:ms|s|milliseconds|seconds|tokens/s|tokens per second|[MGT]iB|TB/s)\b)"
+)
+RUN = re.compile(
+    r"\]\([^)]*(?:evidence/|\.json)|\b20\d\d-\d\d-\d\d\b|`[^`\n]*(?:bench\.\w|test_\w+\.py)"
+)
 NOTE = "<!-- Written by make pages; do not edit. -->\n\n"
 
 
@@ -116,7 +128,25 @@ def generate(file: Path) -> str:
             f"{name} has a figure without its run: {figure[0]}",
             "put its table into docs/evidence/data, and a block in its place",
         )
+    if file in set(documents(PROSE)) and (said := without_run(rest)):
+        raise wrong(
+            f"{name} says {said!r} and not in which run",
+            "link its page of docs/evidence, or name the day, the command or the test file",
+        )
     return new
+
+
+def without_run(text: str) -> str:
+    """The first measured figure of a text whose paragraph names no run; '' if there is none."""
+    above = ""
+    for part in re.split(r"\n\s*\n", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)):
+        said = above + part
+        prose = " ".join(re.sub(r"`[^`]*`|\]\([^)]*\)", "", part).split())
+        figure = MEASURED.search(prose)
+        if figure and not RUN.search(said):
+            return figure[0]
+        above = said if part.rstrip().endswith(":") else ""
+    return ""
 
 
 def run(command: Command) -> None:

@@ -40,7 +40,8 @@ class Stage:
     """Tests that run in a process of their own; `count` is how many there have to be.
 
     One that takes minutes starts `early`, so that nothing has to wait for it at the end. Those of
-    `long_tests` run with --long only, and on the tree after their patch.
+    `long_tests` run with --long only, and on the tree after their patch; a node of a file of
+    `tests` is left out otherwise.
     """
 
     name: str
@@ -55,9 +56,15 @@ class Stage:
     def long(self) -> Stage:
         return dataclasses.replace(self, tests=self.long_tests, count=self.long_count)
 
+    def short(self) -> Stage:
+        left_out = [f"--deselect={test}" for test in self.long_tests if "::" in test]
+        return dataclasses.replace(self, tests=[*self.tests, *left_out] if self.tests else [])
+
     def all(self) -> Stage:
-        tests, count = [*self.tests, *self.long_tests], self.count + self.long_count
-        return dataclasses.replace(self, tests=tests, count=count)
+        inside = [test for test in self.long_tests if test.partition("::")[0] in self.tests]
+        more = [test for test in self.long_tests if test not in inside]
+        count = self.count + self.long_count
+        return dataclasses.replace(self, tests=[*self.tests, *more], count=count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +201,7 @@ def run(command: Command) -> None:
         elif args.patch:
             results = runner.model([plan.patches[args.patch].all()], [], of_patch)
         else:
-            stages = [stage.long() if long else stage for stage in plan.stages()]
+            stages = [stage.long() if long else stage.short() for stage in plan.stages()]
             compare = [one for one in plan.compare.values() if one.long == long]
             results = runner.model([s for s in stages if s.tests], compare, of_patch)
         # Still the same tree? A run lasts minutes, and the work tree is the user's.

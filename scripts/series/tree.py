@@ -205,10 +205,9 @@ def apply(
         settle(tree)
     record = Record.read(tree / RECORD)
     if record and record.source == source and list(record.patches.items()) == list(want.items()):
-        report = _report(paths, changed=False)
-        if upto == 0 and report["patches"]:
+        if upto is not None:
             refuse_edits(tree, record)
-        return {**report, "edits": edits(tree, record)}
+        return {**_report(paths, changed=False), "edits": edits(tree, record)}
     if tree.exists():
         refuse_edits(tree, record)
     built = build(base, fetch(), staging, patches)

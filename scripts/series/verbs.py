@@ -62,10 +62,6 @@ def apply(command: Command) -> None:
         command.say(f"{count} of {len(listed)} patches are applied in {command.paths.tree}")
     else:
         command.say(f"nothing to do: {count} patches are applied in {command.paths.tree}")
-    _say_edits(command)
-
-
-def _say_edits(command: Command) -> None:
     if command.report["edits"]:
         command.say(f"it also holds {command.report['edits']}")
 
@@ -78,7 +74,6 @@ def unapply(command: Command) -> None:
         )
     nothing = "" if command.report["changed"] else "nothing to do: "
     command.say(f"{nothing}no patch is applied in {command.paths.tree}")
-    _say_edits(command)
 
 
 def status(command: Command) -> None:

@@ -18,6 +18,7 @@ from tiny import checkpoint, evaluate, task  # noqa: E402
 from tiny.reference import Reference  # noqa: E402
 
 NUM_QUESTIONS = 550
+NUM_DRAFTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,17 @@ def reference() -> Reference:
 
 
 @pytest.fixture(scope="module")
-def report(reference: Reference, questions: list[task.Question]) -> evaluate.Report:
-    answers = evaluate.ask(evaluate.make_engine(checkpoint.FOLDER), questions)
-    return evaluate.compare(reference, questions, answers)
+def engine() -> Any:
+    """With drafts: what it answers then has to be what transformers answers."""
+    drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS}
+    return evaluate.make_engine(
+        checkpoint.FOLDER, speculative_config=drafts, disable_log_stats=False
+    )
+
+
+@pytest.fixture(scope="module")
+def report(engine: Any, reference: Reference, questions: list[task.Question]) -> evaluate.Report:
+    return evaluate.compare(reference, questions, evaluate.ask(engine, questions))
 
 
 def test_engine_answers(report: evaluate.Report) -> None:
@@ -42,6 +51,15 @@ def test_engine_answers(report: evaluate.Report) -> None:
 
 def test_engine_equals_transformers(report: evaluate.Report) -> None:
     assert report.disagreements == []
+
+
+def test_its_tokens_were_drafted(report: evaluate.Report, engine: Any) -> None:
+    found = {metric.name: metric for metric in engine.get_metrics()}
+    drafted = found["vllm:spec_decode_num_drafts"].value
+    accepted = found["vllm:spec_decode_num_accepted_tokens_per_pos"].values
+    assert drafted > NUM_QUESTIONS
+    assert len(accepted) == NUM_DRAFTS
+    assert all(drafted > count > 0.3 * drafted for count in accepted)
 
 
 def test_drafts_are_realistic(report: evaluate.Report) -> None:

@@ -36,6 +36,21 @@ def test_commands_exist(page: str) -> None:
             assert verb in cli.VERBS, line
 
 
+def test_the_variables_are_those_of_the_makefile() -> None:
+    makefile = (REPO / "Makefile").read_text()
+    used = set(re.findall(r"\$\(([A-Z_]{3,})\)", makefile)) | set(
+        re.findall(r"\$\(call given,([A-Z_]+)", makefile)
+    )
+    used -= {"SERIES", "COMMON", "FETCH", "BUILD", "CURDIR"}
+    page = (REPO / "docs/maintain/workflow.md").read_text().split("## Variables")[1]
+    rows = re.findall(r"^\| (`.*?) \|", page.split("\n## ")[0], re.M)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == used
+    listed = re.search(r'"variables: ([\s\S]*?) \(see', makefile)
+    assert listed and set(re.findall(r"[A-Z_]{3,}", listed[1])) == used
+    kept = re.search(r"in `build/config.mk`: by (.*?), and by `make\s+configure`", page, re.S)
+    assert kept and {*re.findall(r"`([\w-]+)`", kept[1]), "configure"} == {*cli.KEEP}
+
+
 @functools.cache
 def messages() -> list[str]:
     """Texts of the tool; what is filled in at run time is a gap."""

@@ -405,11 +405,15 @@ def test_apply_says_how_many_patches_are_there(count: int, project: Project) -> 
 
 
 def test_unapply_says_what_the_tree_holds(project: Project) -> None:
-    project.ok("unapply")
+    for says in ("no patch is applied in ", "nothing to do: no patch is applied in "):
+        assert project.ok("unapply").startswith(says)
     new_commit(project)
-    nothing, also = project.ok("unapply").splitlines()
-    assert nothing.startswith("nothing to do: no patch is applied in")
-    assert also.startswith("it also holds commits that were not exported")
+    done = project.run("unapply")
+    assert done.returncode == Exit.DIRTY and "commits that were not exported" in done.stderr
+    in_tree("reset -q --hard HEAD~1")(project)
+    edited_file(project)
+    done = project.run("unapply")
+    assert done.returncode == Exit.DIRTY and "toy/model.py" in done.stderr
 
 
 def test_unsafe_paths_in_an_archive_are_refused(fresh: Project) -> None:

@@ -98,6 +98,16 @@ def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
         assert "error: nosuch is not installed" in done.stderr
 
 
+@pytest.mark.parametrize("other", ["/bin/ls", "/bin/true", "/bin/cat", "/", "nosuch"])
+def test_a_python_that_is_none_is_one_line(other: str) -> None:
+    done = make("status", f"PYTHON={other}")
+    assert done.returncode
+    line, made = done.stderr.splitlines()
+    assert line.startswith(f"error: {other} is no") and "set PYTHON=" in line
+    assert made.startswith("make: *** ")
+    assert not done.stdout
+
+
 def test_make_from_end_to_end(checkout: Checkout) -> None:
     """In a folder with spaces and Korean letters, without an index, with -j."""
     sources = f"SOURCES={checkout.toy.sources}"

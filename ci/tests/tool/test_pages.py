@@ -134,6 +134,44 @@ def test_what_is_no_figure(documents: Documents) -> None:
     documents.run("--check")
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/use/page.md", "docs/maintain/page.md"])
+@pytest.mark.parametrize(
+    ("text", "figure"),
+    [
+        ("It takes 5.0 ms a call.", "5.0 ms"),
+        ("- fine\n- 20 % faster, see [why](faq.md#speed)\n", "20 %"),
+        ("| a | 63 GiB |\n", "63 GiB"),
+        ("Measured on 2026-11-25.\n\nIt writes 440\ntokens per second.", "440 tokens per second"),
+        ("In `2026.py` it is 1,000 tokens/s.", "1,000 tokens/s"),
+    ],
+)
+def test_prose_without_its_run(documents: Documents, name: str, text: str, figure: str) -> None:
+    page = documents.root / name
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"# Title\n\n{text}\n")
+    assert f"{name} says {figure!r} and not in which run" in documents.fails("--check").what
+    page.write_text(f"# Title\n\nOn one card ([data](docs/evidence/data/run.json)):\n\n{text}\n")
+    if "\n\n" not in text:
+        documents.run("--check")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5.0 ms ([benchmarks](../evidence/benchmarks.md)).",
+        "On 2026-11-25 it took 5.0 ms.",
+        "`tests/v1/core/test_longest_prompt.py` allows 20 %.",
+        "2.4 GiB (computed, `python3 -m bench.memory`).",
+        "At least 99 % are right, at\nmost 1 % are not, as `--limit 5 ms` says.",
+        "```\ntook 5.0 ms\n```",
+        "0.20.0 has 5 patches, 40 GB of disk and `5 s`.",
+    ],
+)
+def test_prose_with_its_run_or_no_figure(documents: Documents, text: str) -> None:
+    documents.write(f"{text}\n")
+    documents.run("--check")
+
+
 @pytest.mark.parametrize("other", [{"card": "Another Card"}, {"sitting": "2026-01-02"}])
 def test_a_row_of_another_card_or_sitting(documents: Documents, other: dict[str, str]) -> None:
     figures = json.loads(json.dumps(FIGURES))

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import failing, git
-from proof import evidence, runner, stages
+from conftest import call, failing, git
+from proof import evidence, outcomes, runner, stages
 from series import env as environments
+from series import programs
 from series import tree as trees
 from series.errors import Exit, SeriesError
 from series.state import Record
@@ -123,6 +125,39 @@ def test_a_dirty_tree_is_refused(toy: Toy) -> None:
         error = toy.fails(command)
         assert error.code is Exit.DIRTY and "tests/test_first.py" in error.what
     assert not (toy.paths.state / "logs").exists()
+
+
+def test_a_dirty_tree_is_said_before_a_missing_environment(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "read_stamp", lambda _: {})
+    for command in ("test-model", "test-each"):
+        error = toy.fails(command)
+        assert error.code is Exit.BUILD and "is not built" in error.what
+    (toy.paths.tree / "tests/test_first.py").write_text(PASSING)
+    for command in ("test-model", "test-each"):
+        assert toy.fails(command).code is Exit.DIRTY
+
+
+@pytest.mark.parametrize("verb", ["stress", "lossless", "evaluate", "demo", "run"])
+def test_a_program_that_proves_something_asks_for_the_tree(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    started: list[Any] = []
+
+    def run(*arguments: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(arguments)
+        return subprocess.CompletedProcess([], 0)
+
+    monkeypatch.setattr(programs, "subprocess", types.SimpleNamespace(run=run))
+    (toy.paths.tree / "tests/test_first.py").write_text("edited\n")
+    given = ["--", "true"] if verb == "run" else []
+    if verb in ("demo", "run"):
+        assert call(verb, toy.base, toy.paths, *given) is Exit.OK and started
+        return
+    with failing(Exit.DIRTY):
+        call(verb, toy.base, toy.paths)
+    assert not started
 
 
 def test_a_tree_that_is_not_the_locks_is_refused(toy: Toy) -> None:
@@ -304,6 +339,22 @@ def test_the_processes_that_are_forked_from(
     comparing.replace('["pytest"]', '["absent"]')
     error = comparing.fails("test-model")
     assert "stages are forked from has ended" in error.what and "absent" in error.hint
+
+
+def test_a_long_test_of_a_file_with_others_runs_apart(passing: Toy) -> None:
+    both = "def test_it():\n    pass\ndef test_long():\n    pass\n"
+    passing.amend({"tests/test_first.py": both, "tests/test_second.py": PASSING})
+    passing.replace(
+        '["tests/test_first.py"]',
+        '["tests/test_first.py"]\nlong_count = 1\nlong_tests = ["tests/test_first.py::test_long"]',
+    )
+    ran = []
+    for patch, *options in (("",), ("", "--long"), ("first",)):
+        passing.run("test-model", patch, *options)
+        logs = passing.paths.state / "logs" / "-".join(["test-model", *options]).replace("---", "-")
+        ran.append([outcome.node for outcome in outcomes.read(logs / "first.jsonl")])
+    short, long = ("tests/test_first.py::test_it", "tests/test_first.py::test_long")
+    assert ran == [[short], [long], [short, long]]
 
 
 def test_long_stages_run_apart(comparing: Toy) -> None:

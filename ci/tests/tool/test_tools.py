@@ -73,7 +73,9 @@ def test_an_environment_without_an_index_is_one_line(
     monkeypatch.setenv("PIP_INDEX_URL", "http://me:s3cret@127.0.0.1:9/simple")
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    # uv waits longer before each new try.
+    for name in ("PIP_RETRIES", "UV_HTTP_RETRIES"):
+        monkeypatch.setenv(name, "0")
     with failing(Exit.BUILD, r"cannot install tools\.txt") as caught:
         tools.make(Paths(tmp_path / "build", "v1"), "tools")
     assert "s3cret" not in str(caught.value)
