@@ -58,8 +58,8 @@ def edits(tree: Path, record: Record | None) -> str:
         commit = attempt(tree, "rev-parse", "--verify", "--quiet", ref).stdout.decode().strip()
         if commit != record.head:
             order = ("merge-base", "--is-ancestor", commit, record.head)
-            if commit and not attempt(tree, *order).returncode:
-                return f"an earlier commit of the series ({ref} is {commit[:12]})"
+            if ref == "HEAD" and commit and not attempt(tree, *order).returncode:
+                return f"an earlier commit of the series (HEAD is {commit[:12]})"
             return f"commits that were not exported ({ref} is {commit[:12] or 'missing'})"
     return ""
 
@@ -83,7 +83,7 @@ def refuse_edits(tree: Path, record: Record | None) -> None:
         if operation(tree):
             how = "finish or abort it (git rebase --abort, git bisect reset)"
         elif found.startswith("an earlier commit"):
-            how = f"git checkout -B series {record.head[:12]}" if record else ""
+            how = "git checkout series"
         elif "overlook" in found:
             how = "git update-index --no-assume-unchanged --no-skip-worktree FILE"
         raise Exit.DIRTY(f"{tree} holds {found}", f"{how}: see {LOCAL_EDITS}")

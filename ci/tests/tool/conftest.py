@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import forked
 from series import settings
 from series.cli import KEEP, function_of, parse
 from series.command import Command
@@ -137,19 +138,35 @@ class Project:
         **options: Any,
     ) -> subprocess.Popen[str]:
         """Start the command line on this project, its output in pipes unless said otherwise."""
-        full = {"SERIES_ROOT": str(self.root), "PYTHONPATH": str(REPO / "scripts"), **(env or {})}
-        extra = ["--base", "v1"] if "--base" not in args else []
-        if sources:
-            extra += ["--sources", str(self.sources)]
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-        command = [*tool, args[0], *extra, *args[1:]]
-        return subprocess.Popen(command, cwd=self.root, env={**os.environ, **full}, **given)
+        command = [*tool, *self._arguments(args, sources)]
+        return subprocess.Popen(command, cwd=self.root, env=self._environment(env), **given)
 
-    def run(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end; see `start`."""
-        with self.start(*args, **options) as process:
-            out, errors = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+    def _arguments(self, args: Sequence[str], sources: bool) -> list[str]:
+        base = ["--base", "v1"] if "--base" not in args else []
+        source = ["--sources", str(self.sources)] if sources else []
+        return [args[0], *base, *source, *args[1:]]
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        own = {"SERIES_ROOT": str(self.root), "PYTHONPATH": str(REPO / "scripts")}
+        return {**os.environ, **own, **(env or {})}
+
+    def run(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        sources: bool = True,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end; in a forked process unless `start` has to do more."""
+        given = self._arguments(args, sources)
+        if not options and "PYTHONPATH" not in (env or {}):
+            out = self.root.parent / f"{self.root.name}.run"
+            done = forked.run(given, self._environment(env), self.root, out)
+            return subprocess.CompletedProcess(given, *done)
+        with self.start(*args, env=env, sources=sources, **options) as process:
+            said, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
 
     def ok(self, *args: str, env: Mapping[str, str] | None = None) -> str:
         done = self.run(*args, env=env)

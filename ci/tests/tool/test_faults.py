@@ -289,7 +289,7 @@ FAULTS: list[tuple[str, str, Exit, str]] = [
     ("skipped", "export", Exit.DIRTY, "overlook"),
     ("skipped_and_dropped", "apply", Exit.DIRTY, "overlook"),
     ("detached", "unapply", Exit.DIRTY, "an earlier commit of the series (HEAD is"),
-    ("detached", "clean", Exit.DIRTY, "git checkout -B series"),
+    ("detached", "clean", Exit.DIRTY, "git checkout series"),
     ("patches_after_unapply", "unapply", Exit.DIRTY, "not exported"),
     ("own_file_in_build", "distclean", Exit.DIRTY, "notes.txt is not of this tool"),
     ("commits_on_series_and_elsewhere", "clean", Exit.DIRTY, "refs/heads/series"),
