@@ -38,6 +38,7 @@ USE = {
     "status": Verb("series.verbs", "say what the work tree holds, and the settings"),
     "build": Verb("series.build", "make the environment and the kernels"),
     "demo": Verb("series.programs", "from nothing to an answer about a picture"),
+    "check-model": Verb("use.check_model", "look at a checkpoint before its weights are loaded"),
     "run": Verb("series.programs", "run a command with the engine's environment"),
     "clean": Verb("series.verbs", "remove the work tree, unless it holds work of yours"),
     "distclean": Verb("series.verbs", "remove the build folder, unless it holds work of yours"),

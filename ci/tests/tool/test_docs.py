@@ -55,7 +55,8 @@ def test_the_variables_are_those_of_the_makefile() -> None:
 def messages() -> list[str]:
     """Texts of the tool; what is filled in at run time is a gap."""
     found = []
-    for file in [*(REPO / "scripts/series").glob("*.py"), *(REPO / "scripts/proof").glob("*.py")]:
+    folders = ("series", "proof", "use")
+    for file in [f for name in folders for f in (REPO / "scripts" / name).glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (p.value if isinstance(p, ast.Constant) else GAP for p in node.values)

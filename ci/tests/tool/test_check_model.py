@@ -1,0 +1,622 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`check-model`: the committed checkpoint, broken copies of it, and layouts of the full size."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import dims, memory
+from conftest import REPO, failing, git
+from series import cli
+from series.errors import Exit
+from use import check_model, headers, layout
+from use.check_model import TINY
+
+Change = Callable[[Path], object]
+FIRST = "model-00001-of-00003.safetensors"
+SECOND = "model-00002-of-00003.safetensors"
+INDEX = check_model.INDEX
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Without the manifest, which would tell of every change."""
+    shutil.copytree(TINY, tmp_path / "tiny", ignore=lambda *_: ["SHA256SUMS"])
+    return tmp_path / "tiny"
+
+
+def wrongs(folder: Path) -> list[str]:
+    return [str(finding) for finding in check_model.check(folder).wrongs]
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file."""
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def config(**fields: Any) -> Change:
+    """A change of config.json; `text__x` is text_config's x."""
+
+    def change(data: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            part, _, inner = name.rpartition("__")
+            (data[f"{part}_config"] if part else data)[inner or name] = value
+
+    return lambda folder: edit(folder / "config.json", change)
+
+
+def read_tensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start])
+    entries.pop("__metadata__", None)
+    found = {}
+    for name, entry in entries.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        found[name] = (entry["dtype"], entry["shape"], data[begin:end])
+    return found
+
+
+def write_tensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+    entries, position = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        offsets = [position, position + len(data)]
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        position = offsets[1]
+    header = json.dumps(entries).encode()
+    body = b"".join(data for _, _, data in tensors.values())
+    path.write_bytes(len(header).to_bytes(8, "little") + header + body)
+
+
+def tensors(change: Callable[[dict[str, Any]], object], file: str = FIRST) -> Change:
+    """A change of the tensors of one file, with the index to match."""
+
+    def apply(folder: Path) -> None:
+        found = read_tensors(folder / file)
+        change(found)
+        write_tensors(folder / file, found)
+
+        def renew(index: dict[str, Any]) -> None:
+            others = {n: f for n, f in index["weight_map"].items() if f != file}
+            index["weight_map"] = {**others, **dict.fromkeys(found, file)}
+
+        edit(folder / INDEX, renew)
+
+    return apply
+
+
+def cut(folder: Path) -> None:
+    with (folder / SECOND).open("r+b") as file:
+        file.truncate(1_000_000)
+
+
+def leave_pointer(folder: Path) -> None:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4523432\n"
+    (folder / FIRST).write_text(text)
+
+
+def swap_index(folder: Path) -> None:
+    def change(index: dict[str, Any]) -> None:
+        index["weight_map"]["lm_head.weight"] = SECOND
+
+    edit(folder / INDEX, change)
+
+
+def write_sum(folder: Path) -> None:
+    (folder / f"{FIRST}.sha256").write_text(f"{'0' * 64}  {FIRST}\n")
+
+
+def leave_unfinished(folder: Path) -> None:
+    part = folder / ".cache/huggingface/download/model-00004.safetensors.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"")
+
+
+NORM = "model.language_model.norm.weight"
+# How it is broken, and the one line that says so: what, where, and what next.
+BROKEN: dict[str, tuple[Change, str]] = {
+    "cut off": (cut, rf"{SECOND}: it is cut off: 1000000 bytes of \d+; download it again"),
+    "a git-lfs pointer": (leave_pointer, f"{FIRST}: this is a git-lfs pointer, its 4523432 bytes"),
+    "no safetensors": (
+        lambda folder: (folder / FIRST).write_bytes(b"<html>Not found</html>"),
+        f"{FIRST}: it has 22 bytes, which is no header of a safetensors file; download",
+    ),
+    "a file missing": (
+        lambda folder: (folder / SECOND).unlink(),
+        f"{INDEX}: 1 of 3 files that it names are missing: {SECOND}; download",
+    ),
+    "no index": (
+        lambda folder: (folder / INDEX).unlink(),
+        f"{INDEX}: it is missing, and the weights are in parts; download it",
+    ),
+    "half a config": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "exa'),
+        "config.json: it is no JSON: .*; download it again",
+    ),
+    "another model": (config(model_type="exaone4"), "config.json: model_type is 'exaone4', not"),
+    "another class": (config(architectures=["Qwen2VL"]), "config.json: architectures is .*; take"),
+    "too many layer types": (
+        config(text__layer_types=["full_attention"] * 10),
+        "config.json: text_config.layer_types has 10 entries for 8 layers, it has 8 or 9; take",
+    ),
+    "heads that do not divide": (
+        config(text__num_key_value_heads=4),
+        r"config.json: text_config.num_key_value_heads \(4\) does not divide .* \(6\); take",
+    ),
+    "a tensor missing": (
+        tensors(lambda found: found.pop(NORM)),
+        f"weights: 1 tensors are missing: {NORM}; compare config.json",
+    ),
+    "half a draft layer": (
+        tensors(lambda found: found.pop("mtp.fc.weight"), SECOND),
+        "weights: 1 tensors of the draft layer are missing: mtp.fc.weight; compare",
+    ),
+    "a tensor too many": (
+        tensors(lambda found: found.update({"model.extra.weight": ("BF16", [1], b"\0\0")})),
+        "weights: 1 tensors have no place in this model: model.extra.weight; compare",
+    ),
+    "a tensor twice": (
+        lambda folder: write_tensors(
+            folder / SECOND,
+            read_tensors(folder / SECOND) | {NORM: ("BF16", [192], bytes(384))},
+        ),
+        f"{SECOND}: {NORM} is in {FIRST} too; delete",
+    ),
+    "an index of another upload": (
+        swap_index,
+        f"{SECOND}: it has not the 1 tensors that the index says: lm_head.weight; files and",
+    ),
+    "another shape": (
+        config(text__vocab_size=512),
+        r"weights: 2 tensors have another shape .*: lm_head.weight is \[384, 192\], not \[512, 192",
+    ),
+    "another type": (
+        tensors(lambda found: found.update({NORM: ("I8", [192], bytes(192))})),
+        f"weights: 1 tensors have another type .*: {NORM} is I8, not BF16 or F16 or F32; compare",
+    ),
+    "other bytes than published": (
+        write_sum,
+        f"{FIRST}: its bytes are not the published ones; download it again",
+    ),
+    "a download that has not ended": (
+        leave_unfinished,
+        r"model-00004.safetensors.incomplete: a download has not ended; run",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "tokenizer.json: it is missing; download it",
+    ),
+    "another tokenizer": (
+        config(image_token_id=66),
+        r"tokenizer.json: <\|image_pad\|> is 67, config.json says 66; both are of one release",
+    ),
+    "no processor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json: there is neither it nor processor_config.json .*; download it",
+    ),
+    "another processor": (
+        lambda folder: edit(
+            folder / "preprocessor_config.json", lambda data: data.update(patch_size=16)
+        ),
+        "preprocessor_config.json: patch_size is 16, vision_config.patch_size 14; both",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_one_line(copy: Path, name: str) -> None:
+    change, line = BROKEN[name]
+    change(copy)
+    (said,) = wrongs(copy)
+    assert re.match(f"wrong  {line}", said), said
+
+
+def test_the_committed_checkpoint_is_well() -> None:
+    found = check_model.check(TINY)
+    assert found.wrongs == []
+    notes = [f.what for f in found.findings if f.state == "note"]
+    for quirk in ("9 layer_types for 8 layers", "exaone4_5_text", "a fork's", "image_mean"):
+        assert sum(quirk in note for note in notes) == 1, quirk
+    assert "15 files are the published ones" in {f.what for f in found.findings}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (config(tie_word_embeddings=True), "lm_head is the embedding"),
+        (config(auto_map={"AutoModel": "x.Y"}), "it is not run"),
+        (config(dtype="float32"), "the embedding is BF16, config.json says float32"),
+        (config(vocab_size=384), "vocab_size at the top level too"),
+        (lambda folder: shutil.copy(folder / FIRST, folder / "old.safetensors"), "not loaded"),
+    ],
+)
+def test_a_quirk_is_a_note(copy: Path, change: Change, says: str) -> None:
+    change(copy)
+    found = check_model.check(copy)
+    assert found.wrongs == []
+    assert sum(says in finding.what for finding in found.findings) == 1
+
+
+def test_without_a_draft_layer(copy: Path) -> None:
+    for file in sorted(copy.glob("*.safetensors")):
+        tensors(
+            lambda found: [found.pop(n) for n in list(found) if n.startswith("mtp.")], file.name
+        )(copy)
+    found = check_model.check(copy)
+    assert found.wrongs == []
+    assert "leave out --speculative-config" in " ".join(f.what for f in found.findings)
+
+
+def test_tied_embeddings_need_no_lm_head(copy: Path) -> None:
+    tensors(lambda found: found.pop("lm_head.weight"))(copy)
+    assert "1 tensors are missing: lm_head.weight" in wrongs(copy)[0]
+    config(tie_word_embeddings=True)(copy)
+    assert wrongs(copy) == []
+
+
+def test_one_file_layout_of_transformers_v5(copy: Path) -> None:
+    image = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": image}))
+    assert wrongs(copy) == []
+
+
+def test_hashes_of_the_hub_and_of_git(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sha256 for large files, git's for small; large ones only when asked."""
+    kept = copy / ".cache/huggingface/download"
+    kept.mkdir(parents=True)
+    digest = hashlib.sha256((copy / FIRST).read_bytes()).hexdigest()
+    git(copy, "init", "-q")
+    blob = git(copy, "hash-object", "config.json")
+    for name, text in ((FIRST, digest), ("config.json", blob)):
+        (kept / f"{name}.metadata").write_text(f"commit\n{text}\n1.0\n")
+    assert "2 files are the published ones" in {f.what for f in check_model.check(copy).findings}
+    monkeypatch.setattr(check_model, "QUICK", 1000)
+    monkeypatch.setattr(check_model, "SMALL", 4000)
+    edit(copy / "config.json", lambda data: data.update(x=1))
+    with (copy / FIRST).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    (said,) = wrongs(copy)
+    assert "config.json: its bytes are not the published" in said
+    assert len(check_model.check(copy, hashes=True).wrongs) == 2
+
+
+def test_a_snapshot_of_the_hubs_cache(copy: Path) -> None:
+    """Files there are links to blobs that are named by their hash."""
+    blobs = copy.parent / "blobs"
+    blobs.mkdir()
+    digest = hashlib.sha256((copy / FIRST).read_bytes()).hexdigest()
+    (copy / FIRST).rename(blobs / digest)
+    (copy / FIRST).symlink_to(f"../blobs/{digest}")
+    assert "1 files are the published ones" in {f.what for f in check_model.check(copy).findings}
+    (blobs / digest).write_bytes((blobs / digest).read_bytes()[:-1] + b"\1")
+    (said,) = wrongs(copy)
+    assert f"{FIRST}: its bytes are not the published ones" in said
+
+
+def test_offsets_that_lie_are_refused(tmp_path: Path) -> None:
+    for shape, offsets in (([2], [0, 2]), ([1], [2, 4])):
+        entry = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
+        header = json.dumps({"a": entry}).encode()
+        file = tmp_path / "a.safetensors"
+        file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(offsets[1]))
+        with pytest.raises(headers.BadFileError, match="the place of a"):
+            headers.read_header(file)
+
+
+# ---- the full size: headers alone, the files sparse ----
+
+LAYER = {
+    "self_attn.q_proj": (5120, 5120),
+    "self_attn.k_proj": (1024, 5120),
+    "self_attn.v_proj": (1024, 5120),
+    "self_attn.o_proj": (5120, 5120),
+    "mlp.gate_proj": (27392, 5120),
+    "mlp.up_proj": (27392, 5120),
+    "mlp.down_proj": (5120, 27392),
+}
+NORMS = {"self_attn.q_norm": 128, "self_attn.k_norm": 128}
+NORMS |= dict.fromkeys(("post_attention_layernorm", "post_feedforward_layernorm"), 5120)
+BLOCK = {
+    "attn.qkv": (3072, 2048),
+    "attn.proj": (2048, 2048),
+    "mlp.gate_proj": (5120, 2048),
+    "mlp.up_proj": (5120, 2048),
+    "mlp.down_proj": (2048, 5120),
+}
+
+
+def released() -> dict[str, tuple[int, ...]]:
+    """Every tensor of EXAONE-4.5-33B, as its headers have them."""
+    found: dict[str, tuple[int, ...]] = {"lm_head.weight": (153600, 5120)}
+    found["model.language_model.embed_tokens.weight"] = (153600, 5120)
+    for root in [*(f"model.language_model.layers.{i}" for i in range(64)), "mtp.layers.0"]:
+        found |= {f"{root}.{name}.weight": shape for name, shape in LAYER.items()}
+        found |= {f"{root}.{name}.weight": (size,) for name, size in NORMS.items()}
+    for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        found[f"mtp.{name}.weight"] = (5120,)
+    found["model.language_model.norm.weight"] = (5120,)
+    found["mtp.fc.weight"] = (5120, 10240)
+    for i in range(28):
+        root = f"model.visual.blocks.{i}"
+        for name, shape in BLOCK.items():
+            found[f"{root}.{name}.weight"], found[f"{root}.{name}.bias"] = shape, shape[:1]
+        found[f"{root}.norm1.weight"] = found[f"{root}.norm2.weight"] = (2048,)
+    for i, out in ((0, 8192), (2, 5120)):
+        found[f"model.visual.merger.mlp.{i}.weight"] = (out, 8192)
+        found[f"model.visual.merger.mlp.{i}.bias"] = (out,)
+    found["model.visual.merger.ln_q.weight"] = (2048,)
+    found["model.visual.patch_embed.proj.weight"] = (2048, 3, 2, 14, 14)
+    return found
+
+
+def is_mlp(name: str) -> bool:
+    return name.startswith("model.language_model.layers.") and ".mlp." in name
+
+
+def is_decoder(name: str) -> bool:
+    return name.startswith("model.language_model.layers.") and "_proj" in name
+
+
+def fp8(module: str, out: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        f"{module}.weight": ("F8_E4M3", (out, size)),
+        f"{module}.weight_scale": ("BF16", (out, 1)),
+    }
+
+
+def int4(module: str, out: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        f"{module}.weight_packed": ("I32", (out, size // 8)),
+        f"{module}.weight_scale": ("BF16", (out, size // 128)),
+        f"{module}.weight_shape": ("I64", (2,)),
+    }
+
+
+FP8_WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+INT4_WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
+INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+FORMS: dict[str, Any] = {
+    "bf16": (None, None, None),
+    "FP8": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": FP8_WEIGHTS,
+                    "input_activations": INPUTS,
+                }
+            },
+            "ignore": ["re:.*visual.*", "re:.*self_attn.*", "lm_head", "re:mtp.*"],
+        },
+        is_mlp,
+        fp8,
+    ),
+    "int4": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {
+                "group_0": {"targets": ["Linear"], "weights": INT4_WEIGHTS | {"group_size": 128}}
+            },
+            "ignore": ["model.visual", "lm_head", "mtp"],
+        },
+        is_decoder,
+        int4,
+    ),
+}
+
+
+def write_full_size(folder: Path, form: str) -> dict[str, int]:
+    """The folder of a released checkpoint: headers, and holes for the weights.
+
+    Returns the bytes of each tensor.
+    """
+    quantization, is_quantized, quantize = FORMS[form]
+    shutil.copytree(
+        TINY,
+        folder,
+        ignore=lambda *_: ["SHA256SUMS", *(path.name for path in TINY.glob("model*"))],
+    )
+    text = {**dims.TEXT_CONFIG, "layer_types": dims.PATTERN * 16 + dims.PATTERN[:1]}
+    vision = {**dims.VISION_CONFIG, "fullatt_block_indexes": dims.FULL_BLOCKS}
+
+    def change(data: dict[str, Any]) -> None:
+        data["text_config"].update(text)
+        data["vision_config"].update(vision)
+        if quantization:
+            data["quantization_config"] = quantization
+
+    edit(folder / "config.json", change)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in released().items():
+        if quantize and is_quantized(name):
+            found |= quantize(name.removesuffix(".weight"), *shape)
+        else:
+            found[name] = ("BF16", shape)
+    files = [f"model-{i + 1:05}-of-00014.safetensors" for i in range(14)]
+    shards: dict[str, dict[str, Any]] = {file: {} for file in files}
+    ends = dict.fromkeys(files, 0)
+    sizes = {}
+    for i, (name, (dtype, dimensions)) in enumerate(found.items()):
+        file = files[i % 14]
+        sizes[name] = math.prod(dimensions) * headers.DTYPES[dtype] // 8
+        offsets = [ends[file], ends[file] + sizes[name]]
+        shards[file][name] = {"dtype": dtype, "shape": dimensions, "data_offsets": offsets}
+        ends[file] = offsets[1]
+    for file, entries in shards.items():
+        header = json.dumps(entries).encode()
+        with (folder / file).open("wb") as out:
+            out.write(len(header).to_bytes(8, "little") + header)
+            out.truncate(8 + len(header) + ends[file])
+    weight_map = {name: file for file, entries in shards.items() for name in entries}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return sizes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_size_layout_takes_seconds(form: str, tmp_path: Path) -> None:
+    folder = tmp_path / "33B"
+    sizes = write_full_size(folder, form)
+    started = time.process_time()
+    found = check_model.check(folder)
+    assert time.process_time() - started < 5
+    assert found.wrongs == []
+    assert found.size() == sum(sizes.values())
+    if form == "bf16":
+        assert found.size() == 2 * (memory.TEXT + memory.VISION + memory.MTP)
+    else:
+        said = " ".join(str(finding) for finding in found.findings)
+        count = 3 * 64 if form == "FP8" else 7 * 64
+        assert f"{count} of 448 of the language model, 0 of 142 of the vision encoder, 0 of" in said
+
+
+def quantized(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda folder: edit(
+        folder / "config.json", lambda data: change(data["quantization_config"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "lines"),
+    [
+        (
+            "FP8",
+            quantized(lambda q: q.update(ignore=["lm_head", "mtp", "re:.*self_attn.*"])),
+            ["142 tensors are missing: model.visual", "142 tensors have another type .*is BF16"],
+        ),
+        (
+            "FP8",
+            quantized(lambda q: q["ignore"].append("re:.*down_proj")),
+            ["64 tensors have no place .*down_proj.weight_scale", "64 tensors have another type"],
+        ),
+        (
+            "int4",
+            quantized(lambda q: q["config_groups"]["group_0"]["weights"].update(group_size=64)),
+            [r"448 tensors have another shape .*weight_scale is \[5120, 214\], not \[5120, 428\]"],
+        ),
+        (
+            "int4",
+            quantized(lambda q: q["config_groups"]["group_0"]["weights"].update(group_size=384)),
+            ["groups of 384 do not divide the inputs of .*down_proj", "448 tensors have another"],
+        ),
+        (
+            "int4",
+            quantized(lambda q: q["ignore"].append("re:.*k_proj")),
+            [
+                "it does not treat .*k_proj as .*q_proj, which vLLM fuses",
+                "64 tensors are missing: .*k_proj.weight",
+                "192 tensors have no place",
+            ],
+        ),
+        (
+            "bf16",
+            config(quantization_config=FORMS["FP8"][0]),
+            ["192 tensors are missing: .*weight_scale", "192 tensors have another type"],
+        ),
+    ],
+)
+def test_a_quantization_that_is_not_the_files(
+    form: str, change: Change, lines: list[str], tmp_path: Path
+) -> None:
+    write_full_size(tmp_path / "33B", form)
+    change(tmp_path / "33B")
+    said = wrongs(tmp_path / "33B")
+    assert len(said) == len(lines), said
+    for line, one in zip(lines, said, strict=True):
+        assert re.search(line, one), one
+
+
+def test_an_ignore_list_that_names_nothing_is_a_note(tmp_path: Path) -> None:
+    write_full_size(tmp_path / "33B", "FP8")
+    quantized(lambda q: q["ignore"].append("model.vision_tower"))(tmp_path / "33B")
+    found = check_model.check(tmp_path / "33B")
+    assert found.wrongs == []
+    (note,) = [f for f in found.findings if f.where == "quantization_config.ignore"]
+    assert "no module of this model: model.vision_tower" in note.what
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_packed_layouts(method: str) -> None:
+    """The shapes that the tests of the patches load (test_exaone4_5_weights.py)."""
+    found = layout.Quantization({"quant_method": method, "bits": 4, "group_size": 128}).tensors(
+        "m", 512, 256
+    )
+    assert found is not None
+    first = (32, 512) if method == "gptq" else (256, 64)
+    assert {name: one.shapes for name, one in found.items()} == {
+        "m.qweight": (first,),
+        "m.qzeros": ((2, 64),),
+        "m.scales": ((2, 512),),
+    }
+
+
+def test_a_draft_layer_that_is_stored_plain_is_loaded_so(tmp_path: Path) -> None:
+    write_full_size(tmp_path / "33B", "FP8")
+    quantized(lambda q: q["ignore"].remove("re:mtp.*"))(tmp_path / "33B")
+    assert wrongs(tmp_path / "33B") == []
+
+
+# ---- the verb ----
+
+
+def check(folder: Path, *more: str) -> int:
+    return cli.main(["check-model", "--model", str(folder), "--no-parts", *more])
+
+
+def test_status_and_report(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(copy) == Exit.OK
+    assert "can be loaded, as far as its headers say" in capsys.readouterr().out
+    cut(copy)
+    assert check(copy, "--json") == Exit.FAILED
+    out, errors = capsys.readouterr()
+    report = json.loads(out)
+    assert [f["where"] for f in report["findings"] if f["state"] == "wrong"] == [SECOND]
+    assert errors.splitlines()[-1].startswith("error: 1 thing is wrong with ")
+    assert check(copy / "nosuch") == Exit.USAGE
+    assert "hf download" in capsys.readouterr().err
+
+
+def test_packages_are_asked_if_they_are_there(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check_model.check(copy)
+    answers = {"config.json": [True, "read"], "chat template": [False, "there is none"]}
+    check_model.check_parts(found, lambda folder: answers if folder == copy else {})
+    (wrong,) = found.wrongs
+    assert str(wrong) == "wrong  chat template: there is none; take the file of the release"
+    check_model.check_parts(found, None)
+    assert found.findings[-1].what.startswith("not rendered: the environment is not built")
+
+
+def test_the_standard_library_is_enough(copy: Path) -> None:
+    """Without site-packages, so that no package can be needed."""
+    bare = [sys.executable, *(["-S"] if sys.version_info >= (3, 11) else []), "-m", "series"]
+    done = subprocess.run(
+        [*bare, "check-model", "--no-parts", "--model", str(copy)],
+        env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == Exit.OK, done.stderr
+    assert "160 tensors" in done.stdout
+
+
+def test_a_name_of_the_hub_is_no_folder() -> None:
+    with failing(Exit.USAGE, "no folder"):
+        check_model.find_folder("LGAI-EXAONE/EXAONE-4.5-33B")
