@@ -31,7 +31,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help doctor configure fetch apply unapply status build demo check-model test clean distclean export \
+.PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
   check drop-when diff test-tool test-model test-long test-each test-all upstream-tests capabilities pages evaluate \
   lossless drafts stress train mutate transformers locks
 
@@ -42,7 +42,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH LOCK HASH (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)
@@ -70,6 +70,10 @@ demo: build  ## from nothing to an answer about a picture
 
 check-model:  ## look at the checkpoint in MODEL=folder before its weights are loaded (seconds)
 	@$(SERIES) check-model $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(HASH),--hash)
+
+serve: build  ## serve MODEL= with the model card's flags, on a machine that holds it
+	@$(SERIES) serve $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(FLAGS),--flags='$(subst ','\'',$(FLAGS))') \
+	  $(if $(CONCURRENCY),--concurrency '$(CONCURRENCY)')
 
 test: test-tool test-model  ## test-tool and test-model
 

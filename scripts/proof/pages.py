@@ -6,8 +6,8 @@ A page of PAGES is generated as a whole. In every other document the lines betwe
     <!-- generated: NAME -->
     <!-- end -->
 
-are: NAME is a `TABLE` of `bench.memory`, or FILE/TABLE for a table of docs/evidence/data/FILE.json,
-which holds the figures of one sitting on one card:
+are: NAME is a `TABLE` of `bench.memory` or `use.sizing`, or FILE/TABLE for a table of
+docs/evidence/data/FILE.json, which holds the figures of one sitting on one card:
 
     {"sitting": …, "card": …, "how": …, "tables": {TABLE: {"columns": […], "rows": [[name, …], …]}}}
 
@@ -28,6 +28,7 @@ from series.command import Command
 from series.config import ROOT, Base
 from series.errors import Exit, SeriesError
 from series.state import write_atomic
+from use import sizing
 
 from . import (
     capabilities,
@@ -107,7 +108,8 @@ def table(name: str) -> str:
 
 
 def block(name: str) -> str:
-    return memory.TABLES[name]() + "\n" if name in memory.TABLES else table(name)
+    computed = memory.TABLES | sizing.TABLES
+    return computed[name]() + "\n" if name in computed else table(name)
 
 
 def documents(patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`serve` without an engine: what fits, which flags, and a stand-in for the server."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench import memory
+from bench.memory import GIB
+from conftest import failing, program
+from series import cli
+from series.config import ROOT
+from series.errors import Exit, SeriesError
+from use import serve, sizing
+from use.check_model import TINY
+from use.sizing import Model, Plan
+
+BF16, FP8, _, INT4 = (Model.released(variant) for variant in memory.VARIANTS)
+H100, H200 = 79.6 * GIB, 140.4 * GIB
+
+
+def plan(model: Model, cards: list[float], *words: str, concurrency: int = 1) -> Plan:
+    return serve.make_plan(model, list(words), cards, concurrency, True, 2)
+
+
+# ---- what fits ----
+
+
+def test_sizes_are_those_of_the_memory_page() -> None:
+    """And of a checkpoint's own headers: the tiny model's files, whole."""
+    for context in (4096, 262144):
+        ours = Plan(BF16, H200, context=context).kv()
+        assert ours == memory.kv_bytes(context, draft=True)
+        eighth = Plan(BF16, H200, context=context, kv_bits=8, drafts=False).kv()
+        assert eighth == memory.kv_bytes(context, bits=memory.FP8)
+    assert Plan(BF16, H200).weights / GIB == pytest.approx(64.0, abs=0.05)
+    tiny, has_draft, width = serve.look(str(TINY))
+    total = json.loads((TINY / "model.safetensors.index.json").read_text())["metadata"]
+    assert Plan(tiny, H200).weights == total["total_size"]
+    assert (tiny.full_layers, tiny.sliding_layers, tiny.window, tiny.kv_heads) == (2, 6, 32, 2)
+    assert (tiny.context, has_draft, width) == (2048, True, 2)
+
+
+def test_two_cards_halve_all_but_the_drafts_fc() -> None:
+    one, two = (Plan(BF16, H100, 2, tensor_parallel=n) for n in (1, 2))
+    assert two.kv() == one.kv() / 2
+    assert two.weights == pytest.approx(one.weights / 2 + BF16.draft_fc / 2)
+    wide = Plan(BF16, H100, 16, tensor_parallel=16)
+    assert wide.kv() == one.kv() / 8  # no head is split
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "words", "parallel", "context"),
+    [
+        (BF16, [H200], "", 1, 262144),
+        (BF16, [H100, H100], "", 2, 262144),
+        (BF16, [H100] * 8, "--max-model-len 8192", 1, 8192),
+        (BF16, [H100] * 8, "--max_model_len=32K", 2, 32768),
+        (FP8, [H100], "", 1, 262144),
+        (INT4, [47.4 * GIB], "--max-model-len 128k", 1, 128000),
+    ],
+)
+def test_the_fewest_cards_that_hold_it(
+    model: Model, cards: list[float], words: str, parallel: int, context: int
+) -> None:
+    found = plan(model, cards, *words.split())
+    assert (found.tensor_parallel, found.context) == (parallel, context)
+    assert found.is_easy
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "words", "concurrency", "todo"),
+    [
+        (BF16, [H100], "", 1, ["--max-model-len 21504"]),
+        (BF16, [H100] * 2, "-tp 1", 1, ["--tensor-parallel-size 2", "--max-model-len 21504"]),
+        (BF16, [H200], "", 4, ["--max-model-len", "CONCURRENCY=3"]),
+        (BF16, [47.4 * GIB], "", 1, ["4 such cards, or a quantized release"]),
+        (BF16, [1.5 * GIB], "", 1, ["a quantized release, or larger cards"]),
+        (FP8, [H100], "", 2, ["--kv-cache-dtype fp8", "CONCURRENCY=1"]),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_what_would_fit(
+    model: Model, cards: list[float], words: str, concurrency: int, todo: list[str]
+) -> None:
+    with failing(Exit.USAGE, r"cannot hold [\d.]+ GiB of weights and [\d.]+ of KV cache") as caught:
+        plan(model, cards, *words.split(), concurrency=concurrency)
+    hint = caught.value.hint
+    assert hint.startswith("what would fit: ")
+    for text in todo:
+        assert text in hint, hint
+    # What it says does fit.
+    for option in re.findall(r"--[a-z-]+ [\w.]+", hint):
+        if "without" not in hint:
+            assert plan(model, cards, *words.split(), *option.split(), concurrency=concurrency)
+    if match := re.search(r"CONCURRENCY=(\d+)", hint):
+        assert plan(model, cards, *words.split(), concurrency=int(match[1])).is_easy
+
+
+def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "read_memory", lambda: 16 * GIB)
+    with failing(Exit.USAGE, "this memory cannot hold") as caught:
+        plan(BF16, [])
+    assert re.search(r"what would fit: a machine with 9\d GiB", caught.value.hint)
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    monkeypatch.undo()
+    assert serve.read_memory(info) == 2048 * 1024
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--max-model-len 300000", "is more than the model's 262144"),
+        ("--tensor-parallel-size 4", "with 1 card"),
+        ("--max-model-len long", "is no number of tokens"),
+    ],
+)
+def test_flags_that_cannot_be_right(words: str, says: str) -> None:
+    with failing(Exit.USAGE, says):
+        plan(BF16, [H200], *words.split())
+
+
+def test_flags_that_change_the_memory() -> None:
+    base = plan(BF16, [H200])
+    assert plan(BF16, [H200], "--language-model-only").weights < base.weights
+    none = '{"image": 0, "video": 0}'
+    assert plan(BF16, [H200], "--limit-mm-per-prompt", none).weights < base.weights
+    assert plan(BF16, [H200], "--limit-mm-per-prompt", '{"image": 2}').weights == base.weights
+    assert plan(BF16, [H200], "--kv-cache-dtype", "fp8").kv() == base.kv() / 2
+    assert plan(BF16, [H200], "--gpu-memory-utilization", "0.95").budget > base.budget
+    assert plan(BF16, [H200], "--max-num-batched-tokens", "2048").kv() < base.kv()
+    wide = plan(BF16, [H200] * 2, "--dtype", "float32", "-tp", "2", "--max-model-len", "4096")
+    assert wide.weights == pytest.approx(base.weights, rel=0.01)
+    assert wide.kv() == Plan(BF16, H200, context=4096).kv()  # twice as wide, on two cards
+
+
+def test_cards_are_those_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "nvidia-smi", "printf '81559\\n143771\\n'")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [round(card / GIB, 1) for card in serve.read_cards()] == [79.6, 140.4]
+    for chosen, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-a", 1), ("7", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert len(serve.read_cards()) == count
+    program(tmp_path / "nvidia-smi", "exit 9")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert serve.read_cards() == []
+
+
+# ---- flags ----
+
+
+def start(*words: str, model: str = "LGAI-EXAONE/EXAONE-4.5-33B") -> serve.Start:
+    found = plan(BF16, [H100, H100], *words)
+    return serve.plan_start(model, list(words), found, tiny=False, cpu=False, drafts=True)
+
+
+def test_the_model_cards_flags() -> None:
+    """Those of docs/use/serving.md, and what makes a service of it."""
+    page = (ROOT / "docs/use/serving.md").read_text()
+    (card,) = re.findall(r"The model card's command\n\n```bash\n(.*?)```", page, re.S)
+    wanted = shlex.split(card.replace("\\\n", " "))[2:]
+    found = start().words
+    pairs = {word: found[i + 1] for i, word in enumerate(found[:-1]) if word.startswith("--")}
+    assert found[0] == wanted[0]
+    for i, word in enumerate(wanted):
+        if word.startswith("--"):
+            assert word in found
+            if i + 1 < len(wanted) and not wanted[i + 1].startswith("--"):
+                assert pairs[word] == wanted[i + 1]
+    assert pairs["--shutdown-timeout"] == "30"
+
+
+def test_the_users_flags_take_their_place() -> None:
+    given = ["--max_model_len=4096", "--limit-mm-per-prompt", '{"image": 2}', "--port", "8001"]
+    found = start(*given)
+    assert found.words[-5:] == given
+    assert "--max-model-len" not in found.words
+    assert found.words.count("--limit-mm-per-prompt") == 1
+    assert found.url == "http://127.0.0.1:8001"
+    assert start("--host", "0.0.0.0", "--served-model-name", "x").name == "x"
+
+
+def test_a_name_of_the_hub_has_the_sizes_of_its_release() -> None:
+    assert serve.look("LGAI-EXAONE/EXAONE-4.5-33B")[0] == BF16
+    assert serve.look("LGAI-EXAONE/EXAONE-4.5-33B-FP8")[0] == FP8
+    assert serve.look("LGAI-EXAONE/EXAONE-4.5-33B-AWQ")[0] == INT4
+    with failing(Exit.USAGE, "there is no folder"):
+        serve.look("Qwen/Qwen3-8B")
+
+
+def test_a_broken_checkpoint_is_not_served(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with failing(Exit.FAILED, "config.json: model_type is None") as caught:
+        serve.look(str(tmp_path))
+    assert caught.value.hint == f"make check-model MODEL={tmp_path}"
+
+
+def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--flags=--port 8123 --max-model-len 1024"
+    assert cli.main(["serve", "--dry-run", "--json", flags]) == Exit.OK
+    out, errors = capsys.readouterr()
+    report = json.loads(out)
+    assert report["url"] == "http://127.0.0.1:8123"
+    assert "--enforce-eager" in report["command"]  # the tiny model, on the CPU
+    assert "memory    0.0 GiB of weights" in errors
+    assert cli.main(["serve", "--dry-run", "--concurrency", "0"]) == Exit.USAGE
+    assert cli.main(["serve", "--dry-run", "--flags=--port '80"]) == Exit.USAGE
+
+
+def test_make_hands_the_flags_on() -> None:
+    """In one word, whatever is in it."""
+    flags = """--port 8001 --limit-mm-per-prompt '{"image": 2}'"""
+    done = subprocess.run(
+        ["make", "--dry-run", "serve", "MODEL=a b", f"FLAGS={flags}", "CONCURRENCY=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    given = words[words.index("serve") :]
+    assert given[given.index("--model") + 1] == "a b"
+    assert f"--flags={flags}" in given
+    assert given[given.index("--concurrency") + 1] == "3"
+    assert words.index("build") < words.index("serve")
+
+
+# ---- the process ----
+
+STAND_IN = """
+import http.server, os, signal, sys, time
+print("INFO 11-26 07:00:00 [loader.py:1] Loading weights", flush=True)
+{before}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+def stop(*_):
+    print("draining", flush=True); time.sleep(0.3); os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, lambda *_: os._exit(9))
+print("pid", os.getpid(), flush=True)
+http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., tuple[serve.Server, serve.Start]]:
+    def build(before: str = "") -> tuple[serve.Server, serve.Start]:
+        port = free_port()
+        where = serve.Start([], "tiny", "127.0.0.1", port)
+        script = STAND_IN.format(before=before, port=port)
+        log = tmp_path / "logs/serve.log"
+        return serve.Server([sys.executable, "-c", script], os.environ, where.url, log), where
+
+    return build
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_requests_end(
+    number: signal.Signals, make: Callable[..., tuple[serve.Server, serve.Start]]
+) -> None:
+    server, where = make()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("Ctrl-C"):
+            os.kill(os.getpid(), number)
+
+    assert serve.keep(say, server, where) == Exit.OK
+    assert server.process.returncode == 0
+    assert "draining" in server.log.read_text()
+    assert said[-1] == "stopped"
+    assert any(f"curl -s {where.url}/v1/chat/completions" in text for text in said)
+    # The next Ctrl-C is Python's again.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_while_it_starts(
+    make: Callable[..., tuple[serve.Server, serve.Start]],
+) -> None:
+    server, where = make("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)")
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    started = time.monotonic()
+    assert serve.keep(lambda _: None, server, where) == Exit.INTERRUPTED
+    assert time.monotonic() - started < 20
+    assert server.process.poll() is not None
+
+
+# As vLLM 0.19.1 writes it when a tensor has another shape, shortened.
+TRACEBACK = r'''
+print("""ImportError: libx.so: what it would have been for is done otherwise
+(EngineCore pid=7) ERROR 11-26 07:00:00 [core.py:1108] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-26 07:00:00 [core.py:1108] ValueError: The tensor x has the shape [1].
+(APIServer pid=6)   raise RuntimeError(
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.""")
+sys.exit(1)
+'''
+
+
+def test_a_server_that_does_not_start_says_why(
+    make: Callable[..., tuple[serve.Server, serve.Start]],
+) -> None:
+    server, where = make(TRACEBACK)
+    with failing(Exit.FAILED) as caught:
+        serve.keep(lambda _: None, server, where)
+    assert caught.value.what == (
+        "the server has ended with status 1: ValueError: The tensor x has the shape [1]."
+    )
+    assert caught.value.hint == f"log: {server.log}"
+    assert "Engine core initialization failed" in server.log.read_text()
+
+
+def test_a_server_that_ends_later(make: Callable[..., tuple[serve.Server, serve.Start]]) -> None:
+    server, where = make()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("Ctrl-C"):
+            server.process.kill()
+
+    with pytest.raises(SeriesError, match="ended with status -9"):
+        serve.keep(say, server, where)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        assert not serve.is_free("127.0.0.1", one.getsockname()[1])
+        assert not serve.is_free("", one.getsockname()[1])
+    assert serve.is_free("127.0.0.1", free_port())
+
+
+def test_no_server_is_left_when_the_tool_is_killed(tmp_path: Path) -> None:
+    port = free_port()
+    script = STAND_IN.format(before="", port=port)
+    url = f"http://127.0.0.1:{port}"
+    code = f"""
+import os, pathlib, threading
+from use import serve
+server = serve.Server([{sys.executable!r}, "-c", {script!r}], os.environ, {url!r},
+                      pathlib.Path({str(tmp_path / "log")!r}))
+server.wait(threading.Event())
+print("up", flush=True)
+threading.Event().wait()
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as tool:
+        assert tool.stdout is not None and tool.stdout.readline() == b"up\n"
+        with urllib.request.urlopen(f"{url}/health") as answer:
+            assert answer.status == 200
+        tool.kill()
+    end = time.monotonic() + 20
+    while not serve.is_free("127.0.0.1", port):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_tables_of_the_page() -> None:
+    """One row by hand: 141 GB, bf16, 262144 tokens."""
+    (row,) = [
+        line for line in sizing.TABLES["sizing/bf16"]().splitlines() if line.startswith("| 1 x 141")
+    ]
+    free = 139.8 * 0.9 - 4 - 63.98
+    assert row.split("|")[-2].strip() == f"{free / 18.535:.1f}"

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`serve`: the model card's flags on a checkpoint, after a look at it and at the machine.
+
+The checkpoint is looked at as `check-model` does, and what the cards cannot hold is refused with
+what would fit, before anything is loaded. The server's whole log goes to a file; what is printed is
+how far it is, where it listens, how to ask it, and the error if it ends.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench import memory
+from series import engine
+from series import env as environments
+from series.command import Command
+from series.errors import Exit
+from series.steps import Progress, ask
+
+from . import check_model, sizing
+from .check_model import TINY
+from .sizing import Model, Plan
+
+DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
+IMAGES = {"image": 64}
+# Seconds that requests have to end in after a SIGTERM.
+DRAIN = 30
+RELEASE = "LGAI-EXAONE/EXAONE-4.5-33B"
+# The last line of a traceback.
+RAISED = re.compile(r"(?:^|\) |\] )((?:\w+\.)*\w*(?:Error|Exception|Refused)): (.+)")
+# A consequence of an error that another process has told of.
+CONSEQUENCE = ("See root cause above", "See stack trace", "EngineDeadError")
+
+
+# ---- flags ----
+
+
+class _Options(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise Exit.USAGE(f"FLAGS: {message}", "see vllm serve --help=all")
+
+
+def _length(text: str) -> int:
+    """A length as vLLM takes it: 32768, 32k, 32K."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    factor = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}[match[2]]
+    return int(float(match[1]) * factor)
+
+
+def read_flags(words: list[str]) -> argparse.Namespace:
+    """What of the user's flags decides about the memory and the address."""
+    parser = _Options(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int)
+    parser.add_argument("--max-model-len", type=_length)
+    parser.add_argument("--gpu-memory-utilization", type=float)
+    parser.add_argument("--max-num-batched-tokens", type=_length)
+    parser.add_argument("--kv-cache-dtype")
+    parser.add_argument("--speculative-config", "-sc")
+    parser.add_argument("--limit-mm-per-prompt")
+    parser.add_argument("--language-model-only", action="store_true")
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--dtype")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    plain = [re.sub("^--[a-z_]+", lambda match: match[0].replace("_", "-"), word) for word in words]
+    return parser.parse_known_args(plain)[0]
+
+
+def has_flag(words: list[str], name: str) -> bool:
+    """Whether the user gives an option, in either spelling."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    return name in given
+
+
+@dataclass(frozen=True)
+class Start:
+    """A server to start: the words after `vllm serve`, and where it will answer."""
+
+    words: list[str]
+    name: str
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.port}"
+
+
+def plan_start(
+    model: str, words: list[str], plan: Plan, *, tiny: bool, cpu: bool, drafts: bool
+) -> Start:
+    """The model card's flags, those that the plan chose, and the user's in their place."""
+    flags = read_flags(words)
+    name = flags.served_model_name or ("tiny" if tiny else Path(model).name or model)
+    if not Path(model).expanduser().is_dir():
+        name = flags.served_model_name or model
+    given: dict[str, str | None] = {
+        "--served-model-name": name,
+        "--tensor-parallel-size": str(plan.tensor_parallel),
+        "--max-model-len": str(plan.context),
+        "--reasoning-parser": "qwen3",
+        "--enable-auto-tool-choice": None,
+        "--tool-call-parser": "hermes",
+        "--limit-mm-per-prompt": json.dumps(IMAGES),
+        "--shutdown-timeout": str(DRAIN),
+        # The log then has what happens, not every request.
+        "--disable-uvicorn-access-log": None,
+    }
+    if drafts:
+        given["--speculative-config"] = json.dumps(DRAFTS)
+    if tiny:
+        given |= {"--dtype": "float32", "--enforce-eager": None}
+    elif cpu:
+        given["--enforce-eager"] = None
+    chosen = [model]
+    for option, value in given.items():
+        if not has_flag(words, option):
+            chosen += [option] if value is None else [option, value]
+    return Start([*chosen, *words], name, flags.host or "", flags.port or 8000)
+
+
+# ---- the machine and the model ----
+
+
+def read_cards() -> list[float]:
+    """Bytes of each NVIDIA card that may be used."""
+    listed = ask("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    found = [float(line) * 2**20 for line in listed.split() if line.replace(".", "").isdigit()]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return found
+    names = [name for name in chosen.split(",") if name.strip()]
+    numbers = [int(name) for name in names if name.strip().isdigit()]
+    # By UUID it is not said which; cards of one machine are mostly alike.
+    return [found[n] for n in numbers if n < len(found)] if numbers else found[: len(names)]
+
+
+def read_memory(meminfo: Path = Path("/proc/meminfo")) -> float:
+    """Bytes that are free for a server without a card, within this process's limit."""
+    match = re.search(r"^MemAvailable:\s+(\d+)", meminfo.read_text(), re.M)
+    found = float(match[1]) * 1024 if match else 0.0
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        found = min(found, limit - used)
+    return found
+
+
+def guess_release(name: str) -> Model:
+    """A model of the hub by its name, with the sizes computed from the released dimensions."""
+    form = 1 if "fp8" in name.lower() else 3 if re.search("awq|int4|gptq", name.lower()) else 0
+    return Model.released(memory.VARIANTS[form])
+
+
+def look(model: str) -> tuple[Model, bool, float]:
+    """The model's sizes, whether it has a draft layer, and bytes of an embedding's number.
+
+    Raises:
+        SeriesError: the folder cannot be loaded.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if "EXAONE-4.5" not in model:
+            check_model.find_folder(model)
+        return guess_release(model), True, 2
+    found = check_model.check(folder)
+    if found.wrongs:
+        first = found.wrongs[0]
+        more = f", and {len(found.wrongs) - 1} more" if len(found.wrongs) > 1 else ""
+        raise Exit.FAILED(
+            f"{first.where}: {first.what}{more}", f"make check-model MODEL={shlex.quote(model)}"
+        )
+    assert found.config is not None
+    embedding = found.tensors["model.language_model.embed_tokens.weight"]
+    width = embedding.size / (embedding.shape[0] * embedding.shape[1])
+    sizes = Model.of(folder.name, found.config.text, found.size)
+    return sizes, bool(found.size("mtp.")), width
+
+
+def make_plan(
+    model: Model, words: list[str], cards: list[float], concurrency: int, drafts: bool, width: float
+) -> Plan:
+    """How the model is put on the cards, or into memory if there are none.
+
+    Raises:
+        SeriesError: it cannot be; what would fit is named.
+    """
+    flags = read_flags(words)
+    images = json.loads(flags.limit_mm_per_prompt) if flags.limit_mm_per_prompt else {}
+    none = bool(images) and images.get("image") == 0 == images.get("video")
+    wide = {"float32": 4.0}.get(flags.dtype or "", width)
+    kv_bits = memory.FP8 if str(flags.kv_cache_dtype).startswith("fp8") else 8 * wide
+    plan = Plan(
+        model,
+        min(cards) if cards else read_memory(),
+        max(1, len(cards)),
+        tensor_parallel=flags.tensor_parallel_size or 1,
+        context=flags.max_model_len or model.context,
+        concurrency=concurrency,
+        drafts=drafts,
+        text_only=flags.language_model_only or none,
+        kv_bits=kv_bits,
+        in_flight=flags.max_num_batched_tokens or sizing.IN_FLIGHT,
+        utilization=flags.gpu_memory_utilization or sizing.UTILIZATION,
+        weight_scale=wide / width,
+        allowance=sizing.ALLOWANCE if cards else 2 * memory.GIB,
+        is_cpu=not cards,
+    )
+    if flags.tensor_parallel_size is None:
+        # The fewest cards that do; the model card has two.
+        for parallel in sizing.TENSOR_PARALLEL:
+            wider = replace(plan, tensor_parallel=parallel)
+            if parallel <= len(cards) and wider.is_easy:
+                plan = wider
+                break
+    if plan.context > model.context:
+        what = f"--max-model-len {plan.context} is more than the model's {model.context}"
+        raise Exit.USAGE(what, "lower it")
+    if cards and plan.tensor_parallel > len(cards):
+        what = f"--tensor-parallel-size {plan.tensor_parallel} with {len(cards)} card"
+        raise Exit.USAGE(f"{what}{'s' if len(cards) > 1 else ''}", "lower it")
+    if not plan.is_possible:
+        where = f"{plan.tensor_parallel} of {len(cards)} cards" if cards else "this memory"
+        todo = f"what would fit: {', or '.join(sizing.alternatives(plan))}"
+        raise Exit.USAGE(f"{where} cannot hold {plan.describe()}", todo)
+    return plan
+
+
+# ---- the process ----
+
+
+def _end_with_parent() -> None:
+    """In the child: end if this tool is killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+class Server:
+    """`vllm serve` as a child; its output goes to `log`."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        environment: Mapping[str, str],
+        url: str,
+        log: Path,
+    ) -> None:
+        self.url, self.log = url, log
+        self.last, self.raised = "", ""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            argv,
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Ctrl-C is for this tool, which then lets requests end.
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.log.open("w", encoding="utf-8") as file:
+            for line in self.process.stdout:
+                file.write(line)
+                file.flush()
+                self._note(line.strip())
+
+    def _note(self, line: str) -> None:
+        if not line:
+            return
+        match = RAISED.search(line)
+        if match and not any(text in line for text in CONSEQUENCE):
+            # The last is what ended it: libraries log errors that they get over.
+            self.raised = f"{match[1].rpartition('.')[2]}: {match[2]}"
+        if " INFO " in line:
+            self.last = re.sub(r"^.*?\] ", "", line)
+
+    def is_well(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError, ValueError):
+            return False
+
+    def wait(self, stopping: threading.Event) -> float | None:
+        """Until it answers; the seconds that took, or None if it was to stop before.
+
+        Raises:
+            SeriesError: it has ended instead.
+        """
+        started = time.monotonic()
+        progress = Progress()
+        while self.process.poll() is None:
+            if self.is_well():
+                progress.done()
+                return time.monotonic() - started
+            progress.show(f"starting: {time.monotonic() - started:.0f} s {self.last[:80]}")
+            if stopping.wait(0.5):
+                progress.done()
+                return None
+        progress.done()
+        raise self.ended()
+
+    def ended(self) -> Exception:
+        """The error of a server that has ended by itself."""
+        self.reader.join(5)
+        status = self.process.returncode
+        why = f": {self.raised}" if self.raised else ""
+        return Exit.FAILED(f"the server has ended with status {status}{why}", f"log: {self.log}")
+
+    def stop(self) -> int:
+        """Let it finish the requests that it has, and end; its status."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(DRAIN + 30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def how_to_ask(start: Start) -> str:
+    """A curl line and a program of the OpenAI client, ready to be pasted."""
+    body = {
+        "model": start.name,
+        "messages": [{"role": "user", "content": "What is 17 times 23?"}],
+        "max_tokens": 256,
+    }
+    return f"""\
+curl -s {start.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'
+
+from openai import OpenAI
+
+client = OpenAI(base_url="{start.url}/v1", api_key="none")
+answer = client.chat.completions.create(
+    model="{start.name}",
+    messages=[{{"role": "user", "content": "What is 17 times 23?"}}],
+    max_tokens=256,
+)
+print(answer.choices[0].message.content)
+"""
+
+
+# ---- the verb ----
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    parser.add_argument("--model", default=str(TINY), help="a folder or a name of the hub")
+    parser.add_argument("--flags", default="", help="options of vllm serve, in one word")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, help="requests of the whole context that must fit (1)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be started")
+
+
+def run(command: Command) -> Exit:
+    """Serve until SIGTERM or Ctrl-C."""
+    args, paths = command.args, command.paths
+    try:
+        words = shlex.split(args.flags)
+    except ValueError as error:
+        raise Exit.USAGE(f"FLAGS: {error}", "quote them as for a shell") from error
+    if args.concurrency < 1:
+        raise Exit.USAGE(f"CONCURRENCY={args.concurrency}", "it is 1 or more")
+    tiny = args.model == str(TINY)
+    model, has_draft, width = look(args.model)
+    drafts = has_draft or has_flag(words, "--speculative-config")
+    cards = [] if tiny else read_cards()
+    sized = [*words, "--dtype", "float32"] if tiny and not has_flag(words, "--dtype") else words
+    plan = make_plan(model, sized, cards, args.concurrency, drafts, width)
+    start = plan_start(args.model, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
+    command.report = {"command": ["vllm", "serve", *start.words], "url": start.url}
+    command.say(f"memory    {plan.describe()}")
+    if not plan.is_easy:
+        command.say("          it may be too little for activations: vLLM measures them at start")
+    command.say(f"command   {shlex.join(['vllm', 'serve', *start.words])}")
+    if args.dry_run:
+        return Exit.OK
+    if not environments.read_stamp(paths).get("checked"):
+        raise Exit.BUILD("the environment is not built", "run make build")
+    if not is_free(start.host, start.port):
+        raise Exit.USAGE(f"port {start.port} is in use", "FLAGS='--port 8001' takes another")
+    environment = engine.environment(paths, cpu=not cards)
+    if not cards:
+        # A server has its engine in a process of its own, and a cache that holds what is planned.
+        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+        gib = -(-int(plan.concurrency * plan.kv()) // memory.GIB)
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, gib))
+    argv = [str(environments.python(paths)), "-m", "vllm.entrypoints.cli.main", "serve"]
+    log = paths.state / "logs/serve.log"
+    return keep(command.say, Server([*argv, *start.words], environment, start.url, log), start)
+
+
+def keep(say: Callable[[str], None], server: Server, start: Start) -> Exit:
+    """Wait for a server, say how to ask it, and keep it until a signal comes."""
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        seconds = server.wait(stopping)
+        if seconds is None:
+            return Exit.INTERRUPTED
+        say(f"serving   {start.name} at {start.url}/v1 after {seconds:.0f} s (log: {server.log})")
+        say(f"\n{how_to_ask(start)}")
+        say("Ctrl-C or SIGTERM ends it, after the requests that it has.")
+        while not stopping.wait(0.5):
+            if server.process.poll() is not None:
+                raise server.ended()
+        say("stopping: waiting for the requests that it has")
+        status = server.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if server.process.poll() is None:
+            server.stop()
+    say("stopped" if status == 0 else f"the server ended with status {status} (log: {server.log})")
+    return Exit.OK if status == 0 else Exit.FAILED
