@@ -12,6 +12,7 @@ import concurrent.futures
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -364,6 +365,58 @@ def test_a_wrong_request_is_the_clients_error(served: Served) -> None:
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with pytest.raises(openai.BadRequestError):
         served.chat([broken])
+
+
+# ---- metrics ----
+
+DASHBOARD = REPOSITORY / "docs/use/grafana.json"
+NAME = re.compile(r"\b(?:vllm:|http_|process_)\w+")
+
+
+def dashboard() -> list[tuple[str, str, str]]:
+    """Title, expression and legend of each line that the dashboard draws."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [
+        (panel["title"], target["expr"], target["legendFormat"])
+        for panel in panels
+        for target in panel.get("targets", [])
+    ]
+
+
+@pytest.fixture(scope="module")
+def scrape(served: Served) -> dict[str, Any]:
+    """Every sample of a scrape by name, after requests of each kind: [kind, labels of each]."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    for kind in ("picture", "picture", "video"):
+        ask(served, one_of(kind))
+    with urllib.request.urlopen(f"{served.start.url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found: dict[str, Any] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, [family.type, []])[1].append(sample.labels)
+    return found
+
+
+@pytest.mark.parametrize(("title", "expression", "legend"), dashboard())
+def test_what_the_dashboard_draws_is_in_a_scrape(
+    scrape: dict[str, Any], title: str, expression: str, legend: str
+) -> None:
+    names = NAME.findall(expression)
+    assert names
+    for name in names:
+        kind, samples = scrape[name]
+        # A rate is of what only grows.
+        assert (kind in ("counter", "histogram")) == (f"rate({name}" in expression), name
+        assert ("_bucket" in name) == ("histogram_quantile" in expression)
+        if name.startswith("vllm:"):
+            assert f'{name}{{model_name=~"$model"}}' in expression
+            assert all(labels["model_name"] == "tiny" for labels in samples)
+        grouped = re.findall(r"by \(([a-z_]+)\)", expression)
+        wanted = {*grouped, *re.findall(r"\{\{(\w+)\}\}", legend)} - {"instance"}
+        if name == names[0]:
+            assert all(wanted <= labels.keys() for labels in samples), (title, wanted)
 
 
 # ---- many, cancelled, ended ----
