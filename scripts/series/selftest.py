@@ -21,12 +21,14 @@ CHECKS = (
     ("ruff", "check", *FOLDERS),
     ("ruff", "format", "--check", *FOLDERS),
     ("shellcheck", "git:*.sh", "git:.ci/run"),
+    ("hadolint", "Containerfile"),
     ("codespell_lib", *(f"git:{name}" for name in WORDS)),
     # Of patches the message: the code below it is upstream's.
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
     ("mypy",),
     ("pytest", "-q", "-n", "auto", "-m", "not long", "ci/tests/tool"),
 )
+NO_PYTHON = ("shellcheck", "hadolint")
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -63,9 +65,9 @@ def run(command: Command) -> None:
         if module == "pytest":
             # Not in PYTEST_ADDOPTS, which the pytest of a toy project would read too.
             options += ["-o", f"cache_dir={cache / 'pytest'}"]
-        # This one is no Python; the others would start with a path that a moved checkout breaks.
+        # Those are no Python; the others would start with a path that a moved checkout breaks.
         program = (
-            [programs / module] if module == "shellcheck" else [programs / "python", "-m", module]
+            [programs / module] if module in NO_PYTHON else [programs / "python", "-m", module]
         )
         done = subprocess.run(
             [*program, *_files(options)],
