@@ -51,6 +51,8 @@ MAINTAIN = {
     "diff": Verb(
         "series.diff", "what a change does to the series, since a commit of this repository"
     ),
+    "canary": Verb("series.canary", "what a release, tree or ref of upstream does to each patch"),
+    "bisect": Verb("series.canary", "the commit of upstream that broke a patch"),
     "test-tool": Verb("series.selftest", "tests, lint and types of the tool itself"),
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),
@@ -70,7 +72,18 @@ MAINTAIN = {
 }
 VERBS = USE | MAINTAIN
 # The verbs that make something keep the settings they are given.
-KEEP = ("configure", "fetch", "apply", "unapply", "build", "check", "drop-when", "diff")
+KEEP = (
+    "configure",
+    "fetch",
+    "apply",
+    "unapply",
+    "build",
+    "check",
+    "drop-when",
+    "diff",
+    "canary",
+    "bisect",
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -159,20 +159,20 @@ def has_name(module: ast.Module, name: str) -> bool:
     dotted, _, argument = name.removesuffix(")").partition("(")
     nodes: list[ast.AST] = [module]
     for part in dotted.split("."):
-        nodes = [child for node in nodes for found, child in _members(node) if found == part]
+        nodes = [child for node in nodes for found, child in members(node) if found == part]
     if argument:
         return any(argument in _arguments(node) for node in nodes)
     return bool(nodes)
 
 
-def _members(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+def members(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """The names in a module or class, with what defines them; others have no members."""
     if not isinstance(node, (ast.Module, ast.ClassDef)):
         return
     for statement in node.body:
         yield from _bound(statement)
         # What a method sets on its first argument is an attribute of the class too.
-        if isinstance(node, ast.ClassDef) and isinstance(statement, _FUNCTION):
+        if isinstance(node, ast.ClassDef) and isinstance(statement, FUNCTION):
             own = _arguments(statement)[:1]
             for child in ast.walk(statement):
                 match child:
@@ -180,13 +180,13 @@ def _members(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                         yield child.attr, child
 
 
-_FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _OWN_SCOPE = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def _bound(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """The names that a statement binds where it stands, also below `if`, `try`, `with`."""
-    if isinstance(node, (*_FUNCTION, ast.ClassDef)):
+    if isinstance(node, (*FUNCTION, ast.ClassDef)):
         yield node.name, node
     elif isinstance(node, (ast.Import, ast.ImportFrom)):
         for alias in node.names:
@@ -199,7 +199,7 @@ def _bound(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _arguments(node: ast.AST) -> list[str]:
-    if not isinstance(node, _FUNCTION):
+    if not isinstance(node, FUNCTION):
         return []
     given = node.args
     rest = [one for one in (given.vararg, given.kwarg) if one is not None]
