@@ -32,8 +32,8 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
-  check drop-when diff canary bisect test-tool test-model test-long test-each test-all upstream-tests \
-  capabilities pages evaluate \
+  check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
+  upstream-tests capabilities pages evaluate \
   lossless drafts stress train mutate transformers locks
 
 ##@ use
@@ -43,7 +43,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH REF VERSION POLICY OUT PATCH LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH REF VERSION POLICY OUT PATCH RUN LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)
@@ -104,6 +104,10 @@ canary:  ## what REF does to each patch: a release, a folder, FOLDER@REV, a ref 
 
 bisect:  ## the commit of vLLM that broke PATCH: make bisect REF=clone@main PATCH=name
 	@$(SERIES) bisect $(COMMON) $(FETCH) '$(REF)' '$(PATCH)' $(if $(VERSION),--version '$(VERSION)')
+
+upstream-branch:  ## a branch and the text of a pull request for PATCH=, or for each fix; sends nothing
+	@$(SERIES) upstream-branch $(COMMON) $(FETCH) $(if $(PATCH),--patch '$(PATCH)') \
+	  $(if $(REF),--ref '$(REF)') $(if $(VERSION),--version '$(VERSION)') $(if $(RUN),--run)
 
 test-tool:  ## tests, lint and types of the tool itself
 	@$(SERIES) test-tool $(COMMON)

@@ -3,14 +3,16 @@
 # It is open while a patch needs work. Needs gh with GH_TOKEN, and RUN_URL, where the merges lie.
 set -euo pipefail
 title="canary: the series on vLLM main"
-body=$(mktemp)
-trap 'rm -f "$body"' EXIT
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+body=$folder/body
 {
   echo "The merged patches and the conflicts are attached to [this run]($RUN_URL) (\`canary\`)."
   echo "States and next commands: \`docs/maintain/gate.md\`."
-  # GitHub takes 65536 characters; the artifact has everything.
   for report in "$1"/*/report.md; do printf '\n'; cat "$report"; done
-} | head -c 60000 > "$body"
+} > "$folder/all"
+# GitHub takes 65536 characters; the artifact has everything.
+head -c 60000 "$folder/all" > "$body"
 needed=$(cat "$1"/*/report.json | grep -cE '"usable": false' || true)
 number=$(gh issue list --state all --search "in:title \"$title\"" --json number,title \
   --jq "map(select(.title == \"$title\"))[0].number // empty")

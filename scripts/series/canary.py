@@ -98,7 +98,7 @@ class Found(NamedTuple):
         said += [f"{one.path}: {one.reason}" for one in row.troubles]
         said += [f"contract: {one}" for one in self.broken] + ([self.wrong] if self.wrong else [])
         said += [f"{len(row.moved)} hunk{'s' * (len(row.moved) > 1)} moved"] if row.moved else []
-    return f"{said[0]}{f' (+{len(said) - 1})' if len(said) > 1 else ''}" if said else ""
+        return f"{said[0]}{f' (+{len(said) - 1})' if len(said) > 1 else ''}" if said else ""
 
 
 def run(command: Command) -> Exit:

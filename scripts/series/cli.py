@@ -53,6 +53,7 @@ MAINTAIN = {
     ),
     "canary": Verb("series.canary", "what a release, tree or ref of upstream does to each patch"),
     "bisect": Verb("series.canary", "the commit of upstream that broke a patch"),
+    "upstream-branch": Verb("proof.pulls", "a branch and the text of a pull request a patch"),
     "test-tool": Verb("series.selftest", "tests, lint and types of the tool itself"),
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),

@@ -310,5 +310,6 @@ def changed(old: Signature, new: Signature, *, override: bool) -> list[str]:
     kept = [n for n in old.positional if n in new.positional]
     moved = [n for n in kept if old.positional.index(n) != new.positional.index(n)]
     if moved and not any("no longer takes" in one for one in said):
-        said.append(f"takes {', '.join(moved)} at another place")
+        others = f" (and {len(moved) - 1} more)" if len(moved) > 1 else ""
+        said.append(f"takes {moved[0]}{others} at another place")
     return said

@@ -46,11 +46,11 @@ class Row(NamedTuple):
     by: list[str]  # the patches that block this one
 
 
-def place(repo: Path, tree: str, mail: bytes) -> Placement:
-    """Apply a patch to a tree: exactly, with an offset, or by a three-way merge."""
+def place(repo: Path, tree: str, mail: bytes, *only: str) -> Placement:
+    """Apply a patch (`only` restricts its files) to a tree: exactly, with an offset, or merged."""
     for options in (("--verbose",), ("--3way",)):
         git(repo, "read-tree", tree)
-        done = attempt(repo, "apply", "--cached", *options, "-", stdin=mail)
+        done = attempt(repo, "apply", "--cached", *options, *only, "-", stdin=mail)
         if not done.returncode:
             after = git(repo, "write-tree")
             said = done.stderr.decode("utf-8", "replace").splitlines()

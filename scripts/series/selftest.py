@@ -25,10 +25,12 @@ CHECKS = (
     ("codespell_lib", *(f"git:{name}" for name in WORDS)),
     # Of patches the message: the code below it is upstream's.
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
+    # Without the network: what it would ask GitHub is asked when an action is pinned.
+    ("zizmor", "--offline", "--quiet", ".github/workflows"),
     ("mypy",),
     ("pytest", "-q", "-n", "auto", "-m", "not long", "ci/tests/tool"),
 )
-NO_PYTHON = ("shellcheck", "hadolint")
+NO_PYTHON = ("shellcheck", "hadolint", "zizmor")
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:

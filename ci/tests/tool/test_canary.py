@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from conftest import NAMES, UPSTREAM, Project, digest, git, make_sdist
-from series import canary, contract
+from conftest import NAMES, REPO, UPSTREAM, Project, digest, git, make_sdist
+from series import canary, contract, patches
+from series.config import Base
 from series.contract import Source, Use
 from series.errors import Exit
 from series.place import STATES
@@ -250,7 +251,11 @@ def relying(project: Project) -> Project:
             "helper now wants third",
         ),
         ("first, second=None", "first, *, second=None", "takes second by keyword alone"),
-        ("first, second=None", "second=None, first=None", "takes first, second at another place"),
+        (
+            "first, second=None",
+            "second=None, first=None",
+            "takes first (and 1 more) at another place",
+        ),
         ("def helper", "def helping", "toy/library.py:helper is gone"),
         ("def keep", "def kept", "toy/library.py:Middle.keep is gone"),
         ("one, two=2", "one, two=2, three=3", "toy/library.py:Middle.run now takes three"),
@@ -320,6 +325,13 @@ def test_the_contract_file_names_what_the_base_has(relying: Project, tmp_path: P
         if not says:
             broken = ["toy/library.py:Old.keep is gone"] if symbol == "Old.keep" else []
             assert found["patches"][0]["broken"] == broken
+
+
+def test_the_contract_file_of_this_repository_names_its_patches() -> None:
+    for folder in (REPO / "patches").glob("*/base.toml"):
+        base = Base.load(folder.parent.name, REPO)
+        assert set(contract.written(base)) <= set(patches.names(base))
+    assert contract.written(Base.load("v0.19.1", REPO))
 
 
 # ---- histories ----
