@@ -145,15 +145,15 @@ def _commit(repo: Path, tree: str, parents: list[str], text: str) -> str:
 def make_branch(
     repo: Path, item: Item, known: dict[str, bytes], tree: str, start: str
 ) -> Made | None:
-    """Commit the patches on `start`, exactly or merged; None if one does not apply."""
+    """Commit the patches on `start`, exactly or merged; None if one does not apply or is there."""
     commit, tests_only = start, ""
     for name in item.names:
         if len(item.names) == 1:
             alone = place(repo, tree, known[name], "--include=tests/*")
-            if alone.tree:
+            if alone.tree not in ("", tree):
                 tests_only = _commit(repo, alone.tree, [start], f"the tests of {name} alone\n")
         placed = place(repo, tree, known[name])
-        if not placed.tree:
+        if placed.tree in ("", tree):
             return None
         tree = placed.tree
         commit = _commit(repo, tree, [commit], message(Mail.parse(known[name])))

@@ -22,7 +22,7 @@ from .git import attempt, git
 from .patches import Mail
 from .place import APPLIES, BLOCKED, CLEAN, CONFLICT, STATES, SUPERSEDED, UPSTREAMED, Row, walk
 from .state import write_atomic
-from .target import Target, borrow, resolve
+from .target import Target, borrow, pin, resolve
 
 POLICIES = {
     "exact": "every patch is clean, with its contract kept and its trailers true",
@@ -201,7 +201,7 @@ def _count(command: Command, target: Target) -> int | None:
     where = _history(command)
     if where is None:
         return None
-    span = f"{command.base.git_commit}..{target.commit}"
+    span = f"{pin(command.base).commit}..{target.commit}"
     done = attempt(where, "rev-list", "--count", span)
     return None if done.returncode else int(done.stdout)
 
@@ -327,12 +327,13 @@ def bisect(command: Command) -> Exit:
         paths |= {c.path for data in some.values() for c in Mail.parse(data).changes}
         listed = attempt(
             made.repo,
-            *("rev-list", "--first-parent", "--reverse", f"{base.git_commit}..{target.commit}"),
+            *("rev-list", "--first-parent", "--reverse", f"{pin(base).commit}..{target.commit}"),
             *("--", *sorted(f":(literal){path}" for path in paths)),
         )
         if listed.returncode:
             raise Exit.USAGE(
-                f"{where} does not have the commit of {base.git_tag}", f"fetch {base.git_tag} there"
+                f"{where} does not have the commit of {pin(base).tag}",
+                f"fetch {pin(base).tag} there",
             )
         commits = listed.stdout.decode().split()
         first, tried = find_first(commits, breaks)

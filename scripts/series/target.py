@@ -12,6 +12,7 @@ from . import patches as files
 from . import releases
 from .command import Command
 from .conditions import Tree
+from .config import Base
 from .errors import Exit, hide
 from .git import attempt, first_line, git
 
@@ -110,6 +111,19 @@ def borrow(repo: Path, other: Path) -> None:
         out.write(f"{(other / objects).resolve()}\n")
 
 
+class Pin(NamedTuple):
+    """The base in upstream's repository."""
+
+    url: str
+    tag: str
+    commit: str
+
+
+def pin(base: Base) -> Pin:
+    """Where upstream's history has the base."""
+    return Pin(base.git_url, base.git_tag, base.git_commit)
+
+
 def _fetch(command: Command, ref: str) -> Path:
     """A ref of upstream's repository with its history; the clone stays for the next time."""
     base = command.base
@@ -119,9 +133,10 @@ def _fetch(command: Command, ref: str) -> Path:
         git(repo, "init", "--quiet", "--bare", "--template=")
     # As in fetch_git, the user's own git settings apply (proxy, mirror, credentials).
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    for wanted in (f"refs/tags/{base.git_tag}:refs/tags/{base.git_tag}", ref):
+    # With the tags, by which git describes a version.
+    for wanted in ("+refs/tags/v*:refs/tags/v*", ref):
         done = subprocess.run(
-            ["git", "fetch", "--quiet", "--no-tags", base.git_url, wanted],
+            ["git", "fetch", "--quiet", "--no-tags", pin(base).url, wanted],
             cwd=repo,
             env=env,
             capture_output=True,
@@ -129,8 +144,9 @@ def _fetch(command: Command, ref: str) -> Path:
         )
         if done.returncode:
             reason = hide(first_line(done.stderr)).removeprefix("fatal: ")
+            what = wanted.partition(":")[0].lstrip("+")
             raise Exit.SOURCE(
-                f"cannot fetch {wanted.partition(':')[0]} from {hide(base.git_url)} ({reason})",
+                f"cannot fetch {what} from {hide(pin(base).url)} ({reason})",
                 "name a release of releases.toml, or FOLDER@REV of a clone",
             )
     return repo

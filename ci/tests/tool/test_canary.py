@@ -139,6 +139,16 @@ def test_what_needs_a_patch_that_is_left_out_is_blocked(project: Project, tmp_pa
     assert states(found)["add-other"] == "conflict"
 
 
+def test_code_that_upstream_took_without_its_tests(project: Project, tmp_path: Path) -> None:
+    model = (project.tree / "toy/model.py").read_bytes().replace(b"= 20\n", b"= 'twenty'\n")
+    project.commit("Add tested", {"toy/model.py": model, "tests/test_it.py": b"x = 1\n"})
+    project.ok("export")
+    for theirs, state in ((b"= 'twenty'\n", "upstreamed"), (b"= 22\n", "conflict")):
+        folder = tree(tmp_path, model=MODEL.replace(b"= 20\n", theirs))
+        found = report(project, str(folder), "--version", "1.5", "--policy", "report")
+        assert states(found)["add-tested"] == state
+
+
 def test_superseded_by_its_drop_when(plain: Project, tmp_path: Path) -> None:
     found = report(plain, str(tree(tmp_path)), "--version", "2.0")
     assert set(states(found).values()) == {"superseded"}

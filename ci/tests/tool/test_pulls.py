@@ -82,6 +82,7 @@ def test_each_fix_is_a_branch_of_its_own_on_the_base(planned: Project) -> None:
             assert ours not in said
         assert git(store, "rev-list", "--count", name) == "2"
     assert "line_40 = 'forty'" not in git(store, "show", f"{FIRST}:toy/model.py")
+    assert "line_40 = 'forty'" in git(store, "show", f"{SECOND}:toy/model.py")
     text = (out / f"{SECOND}.md").read_text()
     for part in ("## Purpose", "## Test Plan", "## Test Result", "the toy lacks something"):
         assert part in text
@@ -107,6 +108,11 @@ def test_on_another_state_of_upstream(planned: Project, upstream_git: Path) -> N
     git(clone, "commit", "-q", "-a", "-m", "later")
     with pytest.raises(Exception, match=f"{SECOND} cannot stand alone on"):
         call(planned, "--ref", f"{clone}@HEAD")
+    (clone / "toy/dos.txt").write_bytes(b"one\r\ntwo and a half\r\nthree\r\n")
+    git(clone, "commit", "-q", "-a", "-m", "has the third")
+    with pytest.raises(Exception, match=f"{DOS} cannot stand alone on"):
+        call(planned, "--ref", f"{clone}@HEAD", "--patch", DOS)
+    git(clone, "reset", "-q", "--hard", "HEAD~1")
     store = planned.root / "build/v1/upstream/vllm.git"
     # A real commit of upstream's is the parent.
     assert git(store, "rev-parse", f"{FIRST}^") == git(clone, "rev-parse", "HEAD")

@@ -56,11 +56,22 @@ def test_every_target_and_script_exists() -> None:
     assert called <= targets
 
 
-def test_the_matrix_is_the_folder_of_patches() -> None:
-    out = subprocess.run([REPO / "ci/bases.sh"], capture_output=True, text=True, check=True).stdout
-    bases = json.loads(out.removeprefix("list="))
-    assert bases == sorted(path.parent.name for path in REPO.glob("patches/*/base.toml"))
-    assert bases
+def test_the_matrix_is_the_folder_of_patches(tmp_path: Path) -> None:
+    def listed(root: Path) -> list[str]:
+        done = subprocess.run([root / "ci/bases.sh"], capture_output=True, text=True, check=True)
+        found: list[str] = json.loads(done.stdout.removeprefix("list="))
+        return found
+
+    real = sorted(path.parent.name for path in REPO.glob("patches/*/base.toml"))
+    assert real and listed(REPO) == real
+    (tmp_path / "ci").mkdir()
+    shutil.copy(REPO / "ci/bases.sh", tmp_path / "ci/bases.sh")
+    for name in ("v1", "v2"):
+        (tmp_path / "patches" / name).mkdir(parents=True)
+        (tmp_path / "patches" / name / "base.toml").write_text("")
+    (tmp_path / "patches/README.md").write_text("")
+    (tmp_path / "patches/none").mkdir()
+    assert listed(tmp_path) == ["v1", "v2"]
 
 
 GH = r"""
