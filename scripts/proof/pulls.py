@@ -11,12 +11,14 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from series import canary, patches, tools
+from series import canary, index, patches, tools
 from series import env as environments
 from series.command import Command
 from series.config import Paths
@@ -26,7 +28,7 @@ from series.lint import FIXES
 from series.patches import Mail, section
 from series.place import place
 from series.state import locked, write_atomic
-from series.target import checkout, resolve
+from series.target import resolve
 
 from . import stages
 from .stages import Plan
@@ -80,19 +82,16 @@ def run(command: Command) -> Exit:
             failed += [] if branch else [item.slug]
         store = out / "vllm.git"
         _keep(made.repo, store, found)
-        if args.run and found:
-            _run_tests(command, plan, store, found, out)
-        for branch in found:
-            mails = [Mail.parse(made.patches[name]) for name in branch.item.names]
-            folder = checkout(made.repo, branch.tree, paths.state / ".upstream-tree")
-            files = [c.path for mail in mails for c in mail.changes if (folder / c.path).is_file()]
-            hooks = run_hooks(paths, folder, list(dict.fromkeys(files)))
-            ran = results(out, branch)
-            facts = Facts(branch.item, mails, plan, hooks, ran, target.label, folder)
-            write_atomic(out / f"{branch.item.slug}.md", text(facts).encode())
-            write_atomic(out / f"{branch.item.slug}.checklist.md", checklist(facts).encode())
-            shutil.rmtree(folder)
-            command.say(f"{out / branch.item.slug}.md")
+        looked = look(made, found, paths)
+    if args.run and found:
+        _run_tests(command, plan, store, found, out)
+    for branch in found:
+        mails = [Mail.parse(made.patches[name]) for name in branch.item.names]
+        ran = results(out, branch)
+        facts = Facts(branch.item, mails, plan, looked[branch.item.slug], ran, target.label)
+        write_atomic(out / f"{branch.item.slug}.md", text(facts).encode())
+        write_atomic(out / f"{branch.item.slug}.checklist.md", checklist(facts).encode())
+        command.say(f"{out / branch.item.slug}.md")
     command.report = {"made": [b.item.slug for b in found], "failed": failed, "folder": str(out)}
     command.say(f"{len(found)} branches in {store}; nothing was sent")
     if failed:
@@ -216,7 +215,7 @@ def run_pair(command: Command, plan: Plan, one: Made, pairs: dict[str, str], out
                 if "::" in row.get("node", "")  # not a file that cannot be collected
             },
             "seconds": result.seconds,
-            "errors": re.findall(r"^E +(\S.*)", log, re.M)[-1:],
+            "errors": re.findall(r"^E +(\S.*)", log, re.M)[:1],
         }
     write_atomic(out / f"{one.item.slug}.json", (json.dumps(report, indent=1) + "\n").encode())
 
@@ -228,7 +227,56 @@ def results(out: Path, one: Made) -> dict[str, Any]:
     return report if report.get("commit") == one.commit else {}
 
 
-# ---- vLLM's own hooks ----
+# ---- what the files say: vLLM's own hooks, template and pipelines ----
+
+
+class Looked(NamedTuple):
+    """What was found in upstream's files with a branch's patches."""
+
+    hooks: list[Hook]
+    template: str  # the part of the pull request's template that stays
+    pipelines: str  # whether its CI runs the tests
+
+
+def look(made: canary.Scratch, found: list[Made], paths: Paths) -> dict[str, Looked]:
+    """Write the files of one branch after the other, and look at each."""
+    folder = paths.state / ".upstream-tree"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # From an empty index, so that git writes all files once and then only what differs.
+    git(made.repo, "read-tree", "--empty")
+    looked = {}
+    for branch in found:
+        git(made.repo, f"--work-tree={folder}", "read-tree", "--reset", "-u", branch.tree)
+        mails = [Mail.parse(made.patches[name]) for name in branch.item.names]
+        names = dict.fromkeys(change.path for mail in mails for change in mail.changes)
+        files = [name for name in names if (folder / name).is_file()]
+        looked[branch.item.slug] = Looked(
+            run_hooks(paths, folder, files), template(folder), in_pipelines(folder, files)
+        )
+    shutil.rmtree(folder)
+    return looked
+
+
+def template(folder: Path) -> str:
+    """What stands below the line in upstream's template, without its last reminder."""
+    file = folder / ".github/PULL_REQUEST_TEMPLATE.md"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return text.partition("\n---\n")[2].partition("**BEFORE SUBMITTING")[0].strip()
+
+
+def in_pipelines(folder: Path, files: list[str]) -> str:
+    """Whether files of tests, or folders of them, are named in upstream's pipelines."""
+    texts = [path.read_text("utf-8", "replace") for path in (folder / ".buildkite").rglob("*.y*ml")]
+    said = "\n".join(texts)
+    lacking = []
+    for path in files:
+        if path.startswith("tests/") and Path(path).name.startswith("test_"):
+            inner = Path(path).relative_to("tests")
+            ways = [str(inner), *(str(up) for up in inner.parents if str(up) != ".")]
+            if not any(re.search(rf"pytest\b[^\n]*\b{re.escape(w)}(?![\w/])", said) for w in ways):
+                lacking.append(path)
+    return f"no pipeline names {', '.join(lacking)}" if lacking else "named by a pipeline"
 
 
 class Hook(NamedTuple):
@@ -237,50 +285,60 @@ class Hook(NamedTuple):
     said: str
 
 
+ELSEWHERE = "not run here"
+# Hooks whose program is on the package index under the version that the config pins.
+PROGRAMS = {
+    "ruff-check": ("ruff", "check", "--no-cache", "--quiet"),
+    "ruff-format": ("ruff", "format", "--no-cache", "--check"),
+    "typos": ("typos", "--force-exclude"),
+}
+
+
 def run_hooks(paths: Paths, folder: Path, files: list[str]) -> list[Hook]:
-    """vLLM's pre-commit hooks on the changed files, as far as they need no network."""
+    """Upstream's pre-commit hooks on the changed files: ruff and typos, and scripts of its own."""
     config = folder / ".pre-commit-config.yaml"
     declared = config.read_text(encoding="utf-8") if config.is_file() else ""
     python = [name for name in files if name.endswith(".py")]
-    programs = tools.make(paths, "dev") / "bin"
     engine = environments.python(paths)
-    interpreter = str(engine if engine.exists() else programs / "python")
-    runs: dict[str, tuple[list[str], list[str]]] = {
-        "ruff-check": ([str(programs / "ruff"), "check", "--no-cache", "-q"], python),
-        "ruff-format": ([str(programs / "ruff"), "format", "--no-cache", "--check"], python),
-        "typos": ([str(programs / "typos"), "--force-exclude"], files),
-    }
-    blocks = re.split(r"^  - id: ", declared, flags=re.M)[1:]
-    # In older configs a list of hooks stands one step further in.
-    for block in blocks:
-        script = re.search(r"^\s+entry: python (tools/pre_commit/\w+\.py)$", block, re.M)
-        if script and "types: [python]" in block:
-            runs[block.split()[0]] = ([interpreter, script[1]], python)
+    interpreter = str(engine if engine.exists() else sys.executable)
     found = []
-    for name in dict.fromkeys(block.split()[0] for block in blocks):
-        if name not in runs:
-            found.append(
-                Hook(name, "not run: of the network, of other files, or of the commit", "")
-            )
+    version = ""
+    for block in re.split(r"^(?=- repo: |  - id: )", declared, flags=re.M):
+        rev = re.search(r"^  rev: v?(\S+)", block, re.M)
+        version = rev[1] if rev else version
+        if not block.startswith("  - id: "):
             continue
-        argv, chosen = runs[name]
-        if not chosen:
-            found.append(Hook(name, "passed", "no such files"))
+        name = block.split()[2]
+        script = re.search(r"^\s+entry: python (tools/pre_commit/\w+\.py)$", block, re.M)
+        if name in PROGRAMS:
+            program, *options = PROGRAMS[name]
+            argv = [*pinned(paths, program, version), *options]
+            chosen = files if name == "typos" else python
+        elif script and "types: [python]" in block:
+            argv, chosen = [interpreter, script[1]], python
+        else:
+            found.append(Hook(name, ELSEWHERE, ""))
             continue
-        try:
-            done = subprocess.run(
-                [*argv, *chosen], cwd=folder, capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            found.append(Hook(name, f"not run: {Path(argv[0]).name} is not installed", ""))
-            continue
+        done = subprocess.run(
+            [*argv, *chosen],
+            cwd=folder,
+            env=index.environment(paths),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         said = (done.stdout + done.stderr).strip()
-        if "ModuleNotFoundError" in said:
-            lacks = said.splitlines()[-1]
-            found.append(Hook(name, f"not run: {lacks}", ""))
+        if "ModuleNotFoundError" in said or "error: " in said.split("\n")[0]:
+            found.append(Hook(name, f"not run: {said.splitlines()[-1]}", said))
         else:
             found.append(Hook(name, "failed" if done.returncode else "passed", said[-2000:]))
     return found
+
+
+def pinned(paths: Paths, program: str, version: str) -> list[str]:
+    """How to call a program of the package index in one version."""
+    uv = str(tools.uv(paths))
+    return [uv, "tool", "run", "--quiet", "--from", f"{program}=={version}", program]
 
 
 # ---- the text ----
@@ -292,10 +350,9 @@ class Facts(NamedTuple):
     item: Item
     mails: list[Mail]
     plan: Plan
-    hooks: list[Hook]
+    looked: Looked
     ran: dict[str, Any]
     base: str
-    folder: Path  # the files with the patches
 
     def lines(self, kind: str) -> int:
         return sum(len(c.added) for m in self.mails for c in m.changes if c.kind == kind)
@@ -315,15 +372,20 @@ def text(facts: Facts) -> str:
     for mail in mails:
         if many:
             lines += [f"### {mail.subject}", ""]
-        lines += [section(mail, "Problem"), "", section(mail, "Change"), ""]
+        said = [patches.capital(section(mail, part)) for part in ("Problem", "Change")]
+        lines += [said[0], "", said[1], ""]
     lines += ["Not a duplicate:", ""]
     lines += _searched(facts)
     lines += ["", "## Test Plan", "", "```bash"]
     lines += [f"pytest -q {test}" for test in facts.tests()] or ["# none of its own"]
     lines += ["```", "", "## Test Result", "", *_outcomes(facts), ""]
-    lines += [f"{section(mail, 'Proof')}\n" for mail in mails]
+    lines += [f"{patches.capital(section(mail, 'Proof'))}\n" for mail in mails]
+    ran = [hook for hook in facts.looked.hooks if hook.outcome != ELSEWHERE]
+    others = [hook.name for hook in facts.looked.hooks if hook.outcome == ELSEWHERE]
     lines += ["vLLM's pre-commit hooks on the changed files:", "", "| hook | outcome |"]
-    lines += ["| --- | --- |", *(f"| {hook.name} | {hook.outcome} |" for hook in facts.hooks)]
+    lines += ["| --- | --- |", *(f"| {hook.name} | {hook.outcome} |" for hook in ran)]
+    if others:
+        lines += ["", f"Not run here: {', '.join(others)}."]
     lines += [
         "",
         "AI assistance was used for this change, its tests and this text.",
@@ -331,12 +393,8 @@ def text(facts: Facts) -> str:
         f"- [ ] Answers for it, has read every changed line and has run the tests: {OPEN} (name)",
         f"- [ ] Signed off by that person too (`git rebase --signoff`): {OPEN}",
     ]
-    template = facts.folder / ".github/PULL_REQUEST_TEMPLATE.md"
-    if template.is_file():
-        _, rule, rest = template.read_text(encoding="utf-8").partition("\n---\n")
-        lines += (
-            [f"{rule.strip()}\n{rest.partition('**BEFORE SUBMITTING')[0].strip()}"] if rule else []
-        )
+    if facts.looked.template:
+        lines += ["", "---", facts.looked.template]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
@@ -346,14 +404,11 @@ def _searched(facts: Facts) -> list[str]:
     for mail in facts.mails:
         said = mail.trailers.get("Upstream", [""])[0]
         lines.append(f"- What releases have, read in their source: {said}")
-        number = re.search(r"\((?:#|vLLM#)(\d+)", mail.body)
         words = re.sub(r"^(\[[^]]*\])+ ", "", mail.subject)
         lines.append(
-            f"- [ ] `gh pr list --repo vllm-project/vllm --state all --search {words!r}`: {OPEN}"
-            " (date, pull requests found, why each is another matter)"
+            f"- [ ] `gh pr list --repo vllm-project/vllm --state all --search {shlex.quote(words)}`:"
+            f" {OPEN} (date, pull requests found, why each is another matter)"
         )
-        if number:
-            lines.append(f"- [ ] `gh issue view {number[1]} --repo vllm-project/vllm --comments`")
     return lines
 
 
@@ -366,9 +421,11 @@ def _outcomes(facts: Facts) -> list[str]:
     before, after = facts.ran["before"], facts.ran["after"]
     nodes = list(dict.fromkeys([*after["tests"], *before["tests"]]))
     lines = [f"On vLLM {facts.base}, CPU; *before* is the base with the new tests alone.", ""]
+    why = f": `{before['errors'][0]}`" if before["errors"] else ""
     if not before["tests"]:
-        why = f" ({before['errors'][0]})" if before["errors"] else ""
         lines += [f"Before, the tests cannot be collected{why}.", ""]
+    elif why:
+        lines += [f"The first failure before{why}.", ""]
     lines += ["| test | before | after |", "| --- | --- | --- |"]
     for node in nodes:
         cells = [run["tests"].get(node, "not collected") for run in (before, after)]
@@ -392,8 +449,7 @@ def checklist(facts: Facts) -> str:
         if c.kind == "code"
         for line in c.added
     )
-    failed = [hook.name for hook in facts.hooks if hook.outcome == "failed"]
-    ci = _in_ci(facts)
+    failed = [hook.name for hook in facts.looked.hooks if hook.outcome == "failed"]
     signed = all(mail.author in mail.trailers.get("Signed-off-by", []) for mail in facts.mails)
     rows = {
         "1.1 core files": ", ".join(core) or "none touched",
@@ -403,10 +459,10 @@ def checklist(facts: Facts) -> str:
         "1.5 tradeoffs": f"{OPEN}; synchronization: VLLM_GPU_SYNC_CHECK=error on a GPU",
         "1.6 model runner V1": "edited: say why, and what V2 does" if old else "not edited",
         "2 validated": "tests before and after are in the text" if facts.ran else "NOT RUN",
-        "2.1 tests": f"{len(facts.tests())} entries, {mocks} lines that mock or patch; "
-        + ("more than twice the code: cut them" if tests > 2 * code else "in proportion"),
+        "2.1 tests": f"{mocks} lines that mock or patch; "
+        + ("more than twice the code: is each needed?" if tests > 2 * code else "in proportion"),
         "2.2 reliability": OPEN,
-        "2.3 in CI": ci,
+        "2.3 in CI": facts.looked.pipelines,
         "3.1 comments": f"{comments} lines of comments in code",
         "3.2 documentation": ", ".join(facts.paths("docs")) or "none: is a user to notice it?",
         "3.3 helper functions": OPEN,
@@ -423,23 +479,7 @@ def checklist(facts: Facts) -> str:
     lines += [f"| {point} | {found} |" for point, found in rows.items()]
     said = [
         f"\n{hook.name}:\n\n```\n{hook.said}\n```"
-        for hook in facts.hooks
+        for hook in facts.looked.hooks
         if hook.outcome == "failed"
     ]
     return "\n".join([*lines, *said]) + "\n"
-
-
-def _in_ci(facts: Facts) -> str:
-    """Whether the files of tests, or folders of them, are named in upstream's pipelines."""
-    folder = facts.folder / ".buildkite"
-    texts = [path.read_text("utf-8", "replace") for path in folder.rglob("*.y*ml")]
-    said = "\n".join(texts)
-    lacking = []
-    for path in facts.paths("tests"):
-        if not Path(path).name.startswith("test_"):
-            continue
-        inner = Path(path).relative_to("tests")
-        ways = [str(inner), *(str(up) for up in inner.parents if str(up) != ".")]
-        if not any(re.search(rf"pytest\b[^\n]*\b{re.escape(way)}(?![\w/])", said) for way in ways):
-            lacking.append(path)
-    return f"no pipeline names {', '.join(lacking)}" if lacking else "named by a pipeline"

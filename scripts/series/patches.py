@@ -314,7 +314,7 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     """The text with a capital, unless it begins with a name such as vLLM or get_config."""
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text
 
@@ -387,7 +387,7 @@ def _index_of(base: Base) -> list[str]:
                 _row(
                     str(number),
                     f"[{name}]({base.name}/{name}.patch)<br>{mail.subject}{sent}",
-                    _capital(re.split(r"(?<=\.) ", section(mail, "Problem"))[0]),
+                    capital(re.split(r"(?<=\.) ", section(mail, "Problem"))[0]),
                     _lines([mail]),
                     _edited(mail, ours),
                     *states,

@@ -4,7 +4,6 @@
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from conftest import NAMES, Project, git
 from conftest import program as write_program
 from proof import pulls, stages
-from proof.pulls import Facts, Hook, Item, Made
-from series import tools
+from proof.pulls import Facts, Hook, Item, Looked, Made
+from series import index, tools
 from series.cli import parse
 from series.command import Command
 from series.config import Base, Paths
@@ -47,13 +46,12 @@ def planned(project: Project) -> Project:
 
 
 @pytest.fixture(autouse=True)
-def no_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Programs of a toy instead of the ones that build/dev has."""
-    folder = tmp_path / "programs"
-    monkeypatch.setattr(tools, "make", lambda paths, name: folder)
-    write_program(folder / "bin/ruff", 'echo "ruff $*"; case "$*" in *bad*) exit 1; esac')
-    (folder / "bin/python").symlink_to(os.path.realpath(sys.executable))
-    return folder / "bin"
+def no_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program of a toy instead of uv, which would fetch ruff."""
+    uv = tmp_path / "programs/uv"
+    write_program(uv, 'echo "uv $*"; case "$*" in *bad.py*) exit 1; esac')
+    monkeypatch.setattr(tools, "uv", lambda paths: uv)
+    monkeypatch.setattr(index, "environment", lambda paths: dict(os.environ))
 
 
 def call(project: Project, *args: str) -> tuple[Exit, Path]:
@@ -84,7 +82,7 @@ def test_each_fix_is_a_branch_of_its_own_on_the_base(planned: Project) -> None:
     assert "line_40 = 'forty'" not in git(store, "show", f"{FIRST}:toy/model.py")
     assert "line_40 = 'forty'" in git(store, "show", f"{SECOND}:toy/model.py")
     text = (out / f"{SECOND}.md").read_text()
-    for part in ("## Purpose", "## Test Plan", "## Test Result", "the toy lacks something"):
+    for part in ("## Purpose", "## Test Plan", "## Test Result", "The toy lacks something"):
         assert part in text
     assert f"pytest -q tests/test_{SECOND}.py" in text
     assert "no (a toy has no upstream)" in text
@@ -155,7 +153,7 @@ def test_the_tests_run_before_and_after(toy: Toy, tmp_path: Path) -> None:
     assert "ImportError" in ran["before"]["errors"][0]
     assert pulls.results(tmp_path, branch._replace(commit="0" * 40)) == {}
     said = pulls.text(facts(ran=ran))
-    assert "the tests cannot be collected (ImportError" in said
+    assert "the tests cannot be collected: `ImportError" in said
     assert "| test_first.py::test_it | not collected | passed |" in said
 
 
@@ -164,10 +162,12 @@ def test_the_tests_run_before_and_after(toy: Toy, tmp_path: Path) -> None:
 CONFIG = """\
 repos:
 - repo: https://example.com/ruff
+  rev: v0.14.0
   hooks:
   - id: ruff-check
   - id: ruff-format
 - repo: https://example.com/md
+  rev: v0.21.0
   hooks:
   - id: markdownlint
 - repo: local
@@ -203,8 +203,10 @@ def test_upstream_s_own_hooks_run_on_the_changed_files(tmp_path: Path) -> None:
         ]
         for name in ("ruff-check", "check-spdx"):
             assert found[name].outcome == outcome
+        said = f"uv tool run --quiet --from ruff==0.14.0 ruff check --no-cache --quiet {files[0]}"
+        assert found["ruff-check"].said.startswith(said)
         assert "x.md" not in found["ruff-check"].said
-        assert found["markdownlint"].outcome.startswith("not run")
+        assert found["markdownlint"].outcome == pulls.ELSEWHERE
         assert found["check-other"].outcome == (
             "not run: ModuleNotFoundError: No module named 'not_installed'"
         )
@@ -234,9 +236,10 @@ def facts(
         diff += f"diff --git a/{name} b/{name}\n@@ -0,0 +1,{lines} @@\n"
         diff += "".join(f"+line {number}\n" for number in range(lines))
     plan = argparse.Namespace(patches={})
-    given = {"hooks": [Hook("ruff-check", "passed", "")], "ran": {}, "folder": Path("none"), **more}
+    looked = {"hooks": [Hook("ruff-check", "passed", "")], "template": "", "pipelines": "", **more}
+    ran = looked.pop("ran", {})
     item = Item("it", "[Bugfix] Do it", ["it"])
-    return Facts(item, [Mail.parse((mail + diff).encode())], plan, base="1", **given)  # type: ignore[arg-type]
+    return Facts(item, [Mail.parse((mail + diff).encode())], plan, Looked(**looked), ran, "1")  # type: ignore[arg-type]
 
 
 def row(one: Facts, point: str) -> str:
@@ -270,13 +273,15 @@ def test_tests_that_no_pipeline_runs_are_named(tmp_path: Path) -> None:
         ("cat test_a.py", "no pipeline names tests/test_a.py"),
     ):
         (folder / "x.yaml").write_text(f"- {command}\n")
-        assert said in row(facts(folder=tmp_path), "2.3")
+        found = pulls.in_pipelines(tmp_path, ["vllm/a.py", "tests/test_a.py", "tests/utils.py"])
+        assert found == said
+    assert said in row(facts(pipelines=said), "2.3")
 
 
 def test_the_template_s_checklist_stays(tmp_path: Path) -> None:
     (tmp_path / ".github").mkdir()
     (tmp_path / ".github/PULL_REQUEST_TEMPLATE.md").write_text(TEMPLATE)
-    said = pulls.text(facts(folder=tmp_path))
+    said = pulls.text(facts(template=pulls.template(tmp_path)))
     assert said.rstrip().endswith("---\n- [ ] The test plan")
     assert "AI assistance was used" in said
     assert json.dumps(pulls.OPEN)[1:-1] in said
