@@ -379,7 +379,7 @@ def text(facts: Facts) -> str:
     lines += ["", "## Test Plan", "", "```bash"]
     lines += [f"pytest -q {test}" for test in facts.tests()] or ["# none of its own"]
     lines += ["```", "", "## Test Result", "", *_outcomes(facts), ""]
-    lines += [f"{patches.capital(section(mail, 'Proof'))}\n" for mail in mails]
+    lines += [f"{section(mail, 'Proof')}\n" for mail in mails]
     ran = [hook for hook in facts.looked.hooks if hook.outcome != ELSEWHERE]
     others = [hook.name for hook in facts.looked.hooks if hook.outcome == ELSEWHERE]
     lines += ["vLLM's pre-commit hooks on the changed files:", "", "| hook | outcome |"]
@@ -406,8 +406,8 @@ def _searched(facts: Facts) -> list[str]:
         lines.append(f"- What releases have, read in their source: {said}")
         words = re.sub(r"^(\[[^]]*\])+ ", "", mail.subject)
         lines.append(
-            f"- [ ] `gh pr list --repo vllm-project/vllm --state all --search {shlex.quote(words)}`:"
-            f" {OPEN} (date, pull requests found, why each is another matter)"
+            "- [ ] `gh pr list --repo vllm-project/vllm --state all --search"
+            f" {shlex.quote(words)}`: {OPEN} (date, pull requests found, why each is another matter)"
         )
     return lines
 
