@@ -61,10 +61,8 @@ class Stage:
         return dataclasses.replace(self, tests=[*self.tests, *left_out] if self.tests else [])
 
     def all(self) -> Stage:
-        inside = [test for test in self.long_tests if test.partition("::")[0] in self.tests]
-        more = [test for test in self.long_tests if test not in inside]
-        count = self.count + self.long_count
-        return dataclasses.replace(self, tests=[*self.tests, *more], count=count)
+        tests, count = [*self.tests, *self.long_tests], self.count + self.long_count
+        return dataclasses.replace(self, tests=tests, count=count)
 
 
 @dataclasses.dataclass(frozen=True)

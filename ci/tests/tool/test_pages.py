@@ -163,7 +163,7 @@ def test_prose_without_its_run(documents: Documents, name: str, text: str, figur
         "`tests/v1/core/test_longest_prompt.py` allows 20 %.",
         "2.4 GiB (computed, `python3 -m bench.memory`).",
         "At least 99 % are right, at\nmost 1 % are not, as `--limit 5 ms` says.",
-        "```\ntook 5.0 ms\n```",
+        "```\nran\n\ntook 5.0 ms\n```",
         "0.20.0 has 5 patches, 40 GB of disk and `5 s`.",
     ],
 )
