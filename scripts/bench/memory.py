@@ -124,3 +124,6 @@ def kv_table() -> str:
 
 
 TABLES = {"memory/weights": weight_table, "memory/kv-cache": kv_table}
+
+if __name__ == "__main__":
+    print(*(make() for make in TABLES.values()), sep="\n\n")

@@ -2,7 +2,10 @@
 """Generated pages and tables: what is edited by hand, or has no run, does not pass."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,17 @@ def test_a_table_of_computed_memory(documents: Documents) -> None:
     documents.write("<!-- generated: memory/weights -->\n<!-- end -->\n")
     documents.run()
     assert memory.weight_table() in documents.readme.read_text()
+
+
+def test_the_command_for_computed_memory_prints_the_tables() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory"],
+        env={**os.environ, "PYTHONPATH": str(REPO / "scripts")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{memory.weight_table()}\n\n{memory.kv_table()}\n"
 
 
 @pytest.mark.parametrize(
