@@ -25,7 +25,7 @@ TEST = re.compile(r"^([+-]) *(?:async )?def (test_\w+)", re.M)
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {"CHANGELOG.md"}))
 def test_commands_exist(page: str) -> None:
-    """Targets of make and verbs of the command line, in blocks of code and between backquotes."""
+    """Targets of make, verbs of the command line and modules that are run, in code."""
     text = (REPO / page).read_text()
     targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.M))
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S)
@@ -34,6 +34,9 @@ def test_commands_exist(page: str) -> None:
             assert {word for word in words.split() if "=" not in word} <= targets, line
         for verb in re.findall(r"(?:^|-m )series ([a-z][a-z-]+)", line):
             assert verb in cli.VERBS, line
+        for module in re.findall(r"-m ((?:bench|proof|tiny)\.\w+)", line):
+            program = REPO / "scripts" / f"{module.replace('.', '/')}.py"
+            assert 'if __name__ == "__main__":' in program.read_text(), line
 
 
 def test_the_variables_are_those_of_the_makefile() -> None:
