@@ -41,6 +41,7 @@ IMAGES = {"image": 64}
 # Seconds that requests have to end in after a SIGTERM.
 DRAIN = 30
 RELEASE = "LGAI-EXAONE/EXAONE-4.5-33B"
+UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{.*?\} (\S+)", re.M)
 # The last line of a traceback.
 RAISED = re.compile(r"(?:^|\) |\] )((?:\w+\.)*\w*(?:Error|Exception|Refused)): (.+)")
 # A consequence of an error that another process has told of.
@@ -331,8 +332,26 @@ class Server:
         why = f": {self.raised}" if self.raised else ""
         return Exit.FAILED(f"the server has ended with status {status}{why}", f"log: {self.log}")
 
+    def unfinished(self) -> float:
+        """How many requests it has; 0 if it does not say."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+                text = answer.read().decode("utf-8", "replace")
+        except (OSError, urllib.error.URLError, ValueError):
+            return 0
+        return sum(float(number) for number in UNFINISHED.findall(text))
+
     def stop(self) -> int:
-        """Let it finish the requests that it has, and end; its status."""
+        """Let it finish the requests that it has, and end; its status.
+
+        vLLM 0.19.1 drains too (`--shutdown-timeout`), but ends as soon as its engine has: what the
+        engine sent last is cut off. So it gets the signal when nothing is left.
+        """
+        end = time.monotonic() + DRAIN
+        while self.process.poll() is None and self.unfinished() and time.monotonic() < end:
+            time.sleep(0.2)
+        # From the counter to the client's socket.
+        time.sleep(0.5)
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         try:

@@ -2,7 +2,7 @@
 """`make serve` as a user meets it: one server, asked over HTTP with the real OpenAI client.
 
 In the engine's environment; `make test-model` runs this. The server is started as the verb starts
-it, with the flags that the verb chooses for the tiny model.
+it, with the flags that the verb chooses for the tiny model; the last test ends it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
+from series.errors import Exit  # noqa: E402
 from tiny import task  # noqa: E402
 from use import serve  # noqa: E402
 from use.check_model import TINY  # noqa: E402
@@ -479,3 +481,32 @@ def test_thirty_clients_at_once(served: Served) -> None:
     assert sum(a == q.answer for a, q in zip(answers, asked, strict=True)) >= 29
     wait_for(lambda: running(served) == 0)
     assert served.metrics()["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_sigterm_waits_for_the_requests_that_it_has(served: Served) -> None:
+    """The verb's own loop, with a signal as a service manager sends it: the last of this server."""
+    pieces: list[Any] = []
+    said: list[str] = []
+    begun = threading.Event()
+
+    def client() -> None:
+        for piece in endless(served, stream=True):
+            pieces.append(piece)
+            begun.set()
+
+    def manager() -> None:
+        begun.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threads = [threading.Thread(target=work) for work in (client, manager)]
+    for thread in threads:
+        thread.start()
+    assert serve.keep(said.append, served.server, served.start) == Exit.OK
+    for thread in threads:
+        thread.join(60)
+    finish = [piece.choices[0].finish_reason for piece in pieces]
+    assert len(finish) > 100
+    assert finish == [None] * (len(finish) - 1) + ["length"]
+    assert said[0].startswith(f"serving   tiny at {served.start.url}/v1 after ")
+    assert said[-1] == "stopped"
+    assert served.server.process.returncode == 0

@@ -247,9 +247,12 @@ print("INFO 11-26 07:00:00 [loader.py:1] Loading weights", flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+        left = time.time() < {busy}
+        if self.path == "/metrics":
+            self.wfile.write(b'vllm:num_requests_running{{engine="0"}} %d.0' % left)
     def log_message(self, *_): pass
 def stop(*_):
-    print("draining", flush=True); time.sleep(0.3); os._exit(0)
+    print("draining", time.time(), flush=True); time.sleep(0.3); os._exit(0)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, lambda *_: os._exit(9))
 print("pid", os.getpid(), flush=True)
@@ -265,10 +268,10 @@ def free_port() -> int:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[serve.Server, serve.Start]]:
-    def build(before: str = "") -> tuple[serve.Server, serve.Start]:
+    def build(before: str = "", busy: float = 0) -> tuple[serve.Server, serve.Start]:
         port = free_port()
         where = serve.Start([], "tiny", "127.0.0.1", port)
-        script = STAND_IN.format(before=before, port=port)
+        script = STAND_IN.format(before=before, port=port, busy=busy)
         log = tmp_path / "logs/serve.log"
         return serve.Server([sys.executable, "-c", script], os.environ, where.url, log), where
 
@@ -294,6 +297,24 @@ def test_a_signal_lets_requests_end(
     assert any(f"curl -s {where.url}/v1/chat/completions" in text for text in said)
     # The next Ctrl-C is Python's again.
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_signal_is_handed_on_when_nothing_is_left(
+    make: Callable[..., tuple[serve.Server, serve.Start]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or when the time for it is over."""
+    for seconds, limit, least in ((3, 30, 3), (60, 1, 1)):
+        monkeypatch.setattr(serve, "DRAIN", limit)
+        busy = time.time() + seconds
+        server, _ = make(busy=busy)
+        assert server.wait(threading.Event())
+        assert server.unfinished() == 1
+        asked = time.time()
+        assert server.stop() == 0
+        server.reader.join()
+        (at,) = re.findall(r"draining ([\d.]+)", server.log.read_text())
+        assert float(at) >= (busy if seconds == least else asked + limit)
+        assert float(at) < asked + 10
 
 
 def test_a_signal_while_it_starts(
@@ -356,7 +377,7 @@ def test_a_port_that_is_taken() -> None:
 
 def test_no_server_is_left_when_the_tool_is_killed(tmp_path: Path) -> None:
     port = free_port()
-    script = STAND_IN.format(before="", port=port)
+    script = STAND_IN.format(before="", port=port, busy=0)
     url = f"http://127.0.0.1:{port}"
     code = f"""
 import os, pathlib, threading
