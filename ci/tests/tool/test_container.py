@@ -47,6 +47,9 @@ def test_what_is_copied_is_sent_to_the_builder() -> None:
         for line in (ROOT / ".containerignore").read_text().splitlines()
         if line and not line.startswith("#")
     ]
+    # docker reads it under another name.
+    assert (ROOT / "Containerfile.dockerignore").samefile(ROOT / ".containerignore")
+    assert "build" in ignored and ".git" in ignored
     assert copied()
     for source in copied():
         assert (ROOT / source).exists(), source
