@@ -407,7 +407,7 @@ def _searched(facts: Facts) -> list[str]:
         words = re.sub(r"^(\[[^]]*\])+ ", "", mail.subject)
         lines.append(
             "- [ ] `gh pr list --repo vllm-project/vllm --state all --search"
-            f" {shlex.quote(words)}`: {OPEN} (date, pull requests found, why each is another matter)"
+            f" {shlex.quote(words)}`: {OPEN} (date, what was found, why it is another matter)"
         )
     return lines
 

@@ -53,7 +53,8 @@ def resolve(command: Command, repo: Path, ref: str, version: str = "") -> Target
         raise Exit.USAGE(f"{folder} is no folder", "name a release, FOLDER, FOLDER@REV or a ref")
     where = Path(folder).resolve()
     label = ref if rev == "FETCH_HEAD" else f"{where.name}@{rev}" if rev else where.name
-    if not rev and not (where / ".git").exists():
+    bare = (where / "HEAD").is_file() and (where / "objects").is_dir()
+    if not rev and not bare and not (where / ".git").exists():
         said = version or _written(where)
         return Target(label, Tree(where, _known(said, label)), snapshot(repo, where), "")
     borrow(repo, where)

@@ -381,11 +381,16 @@ def test_bisect_names_the_commit(plain: Project, history: Path) -> None:
     assert "is not broken" in plain.ok("bisect", f"{history}@HEAD~81", SECOND)
 
 
-def test_a_history_is_counted_and_a_version_described(plain: Project, history: Path) -> None:
-    found = report(plain, f"{history}@HEAD~5", code=Exit.FAILED)
-    assert found["commits"] == 195
-    assert found["version"].startswith("1.0-195-g")
-    assert states(found)[SECOND] == "conflict"
+def test_a_history_is_counted_and_a_version_described(
+    plain: Project, history: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "toy.git"
+    git(tmp_path, "clone", "-q", "--bare", str(history), str(bare))
+    for ref, commits in ((f"{history}@HEAD~5", 195), (str(bare), 200)):
+        found = report(plain, ref, code=Exit.FAILED)
+        assert found["commits"] == commits
+        assert found["version"].startswith(f"1.0-{commits}-g")
+        assert states(found)[SECOND] == "conflict"
     # A ref of upstream's own repository, which base.toml names.
     found = report(plain, "v1.0", "--policy", "exact")
     assert (found["commits"], found["version"]) == (0, "1.0")
