@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`drafts`: each option of a request with 1 to 4 drafts, against without, and the page of it.
 
+Scheduling is synchronous and asynchronous.
+
 tiny.drafts asks and judges, in the environment of the engine. Its outcome is kept in
 docs/evidence/data, for every base; the page is made from that.
 """
@@ -27,6 +29,10 @@ COLUMNS = {
     "2": "2 drafts",
     "3": "3 drafts",
     "4": "4 drafts",
+    "async 1": "async: 1 draft",
+    "async 2": "async: 2 drafts",
+    "async 3": "async: 3 drafts",
+    "async 4": "async: 4 drafts",
 }
 THINKING = ("off", "on")
 STREAMED = "streamed: "
@@ -37,10 +43,16 @@ HEAD = """\
 The [tiny trained model](../../scripts/models/tiny/README.md) behind the server, with 1, 2, 3 and 4
 draft tokens a step and without. *Equal*: text, thoughts, tool calls, token ids, logprobs, finish
 and stop reason, usage and prompt are those without drafts, in all requests of the cell (their
-number in parentheses). *Refused*: status 400. Float32 on the CPU, 16 requests at a time, with
-synchronous scheduling, which is the only one that vLLM has there. Streamed answers are put together
-again and compared with those streamed without drafts; the server sends every token, or every 2, 3
-or 10.
+number in parentheses). *Refused*: status 400. Float32 on the CPU, 16 requests at a time. Streamed
+answers are put together again and compared with those streamed without drafts; the server sends
+every token, or every 2, 3 or 10.
+
+Scheduling is synchronous, and in the columns *async* asynchronous, as vLLM has it by default on a
+GPU. On a CPU vLLM switches it off; [a worker for this matrix](../../scripts/tiny/async_cpu.py)
+leaves it on. All of it is the code that a GPU runs: the next step is scheduled before this one's
+tokens are known, drafts are placeholders to the scheduler and stay with the worker, and counts are
+corrected once the rejected ones are known. Only CUDA streams and events are not there: copies that
+would overlap are made at once. All columns are compared with no drafts and synchronous scheduling.
 
 A request with a seed and a temperature gets other tokens with drafts than without: each draft is
 accepted or not by a random number of its own, and what is sampled after it takes the next ones.
@@ -114,7 +126,7 @@ def table(rows: dict[str, dict[str, dict[str, int]]]) -> list[str]:
 
 def rate(accepted: dict[str, Any]) -> str:
     parts = [f"{a} of {n} with {COLUMNS[k]}" for k, (a, n) in accepted.items()]
-    return f"Drafts accepted: {', '.join(parts)}."
+    return f"Drafts accepted: {'; '.join(parts)}."
 
 
 def page(bases: list[Base]) -> str:

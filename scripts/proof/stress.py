@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from series import engine
+from tiny import async_cpu
 
 from . import stress_requests, warm
 from .stress_requests import Request
@@ -74,7 +75,14 @@ SERVERS: dict[str, dict[str, Any]] = {
         "mm-processor-cache-gb": 0.0005,
         "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
     },
-    "async": {**COMMON, **HOSTILE, "mm-processor-cache-gb": 0.004, "async-scheduling": True},
+    "async": {
+        **COMMON,
+        **HOSTILE,
+        "mm-processor-cache-gb": 0.004,
+        "async-scheduling": True,
+        # Without it vLLM schedules synchronously on a CPU, whatever it is asked for.
+        "worker-cls": async_cpu.WORKER,
+    },
     "alone": {
         **COMMON,
         "max-num-seqs": 2,
@@ -119,6 +127,8 @@ def _serve(options: dict[str, Any], socket: str, log: str) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
     os.dup2(1, 2)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
+    if options.get("worker-cls") == async_cpu.WORKER:
+        async_cpu.keep()
     # The engine would import everything again.
     warm.fork_spawned_processes()
     import uvloop

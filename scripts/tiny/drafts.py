@@ -4,11 +4,12 @@
     series drafts [-- --out OUT.json]
     PYTHONPATH=scripts python -m tiny.drafts --tree TREE [--out OUT.json]
 
-The server's application runs in a process for each number of drafts, without a socket, and all
-get the same chat requests about held-out questions, some answered with the checkpoint's task in
-mind and some far beyond it, so that drafts are accepted and rejected. Everything in the answers
-has to be what it is without drafts: text, thoughts, tool calls, token ids, logprobs, finish and
-stop reason and usage, whole and streamed. Float32, on the CPU.
+The server's application runs in a process for each number of drafts, with synchronous and with
+asynchronous scheduling (tiny.async_cpu), without a socket. All get the same chat requests about
+held-out questions, some answered with the checkpoint's task in mind and some far beyond it, so that
+drafts are accepted and rejected. Everything in the answers has to be what it is without drafts:
+text, thoughts, tool calls, token ids, logprobs, finish and stop reason and usage, whole and
+streamed. Float32, on the CPU.
 
 Exit status: 0 if nothing differs and nothing is refused, else 1.
 """
@@ -35,14 +36,15 @@ from typing import Any
 
 from series import engine
 
-from . import task
+from . import async_cpu, task
 from .checkpoint import FOLDER
 
 Body = dict[str, Any]
 
 PLAIN = "0"
-# Numbers of drafts.
-COLUMNS = ("1", "2", "3", "4")
+# Numbers of drafts, with synchronous and asynchronous scheduling.
+ASYNCHRONOUS = "async "
+COLUMNS = ("1", "2", "3", "4", "async 1", "async 2", "async 3", "async 4")
 MAX_TOKENS = 20
 # Of the logprobs, which a batch of another shape computes in another order.
 TOLERANCE = 2e-4
@@ -234,7 +236,7 @@ INTERVALS = (1, 2, 3, 10)
 class Server:
     """The application, called without a socket."""
 
-    def __init__(self, num_drafts: int) -> None:
+    def __init__(self, num_drafts: int, *, asynchronous: bool) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.openai import api_server, cli_args
         from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -252,6 +254,9 @@ class Server:
         if num_drafts:
             drafts = {"method": "mtp", "num_speculative_tokens": num_drafts}
             words += ["--speculative-config", json.dumps(drafts)]
+        if asynchronous:
+            async_cpu.keep()
+            words += ["--async-scheduling", "--worker-cls", async_cpu.WORKER]
         parser = cli_args.make_arg_parser(FlexibleArgumentParser())
         self.args = parser.parse_args(words)
         cli_args.validate_parsed_serve_args(self.args)
@@ -461,14 +466,17 @@ def main() -> int:
         if not args.only or request[0].removeprefix("streamed: ").startswith(args.only)
     ]
     if args.run:
-        server = Server(int(args.run[0]))
+        column = args.run[0]
+        server = Server(
+            int(column.removeprefix(ASYNCHRONOUS)), asynchronous=column.startswith(ASYNCHRONOUS)
+        )
         outcome = asyncio.run(server.ask_all(requests))
         Path(args.run[1]).write_text(json.dumps(outcome))
         return 0
 
     paths = [str(args.tree.resolve()), str(Path(__file__).resolve().parents[1])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with tempfile.TemporaryDirectory(prefix="drafts-") as name:
+    with tempfile.TemporaryDirectory(prefix="drafts-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
 
         def ask(column: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_page(program: Program) -> None:
     program.run()
     page = program.page()
     assert f"tree `{evidence.tree_of(program.toy.base)[:12]}`" in page
-    assert "Drafts accepted: 3 of 4 with 1 draft, " in page
+    assert "Drafts accepted: 3 of 4 with 1 draft; " in page
     tables = [line for line in page.splitlines() if line.startswith("| ")]
     columns = len(drafts.COLUMNS)
     assert tables == [
