@@ -10,6 +10,7 @@ docs/evidence/data, for every base; the page is made from that.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +30,9 @@ COLUMNS = {
     "2": "2 drafts",
     "3": "3 drafts",
     "4": "4 drafts",
-    "async 1": "async: 1 draft",
-    "async 2": "async: 2 drafts",
-    "async 3": "async: 3 drafts",
-    "async 4": "async: 4 drafts",
 }
+# How steps are scheduled, and how its columns begin in the outcome of tiny.drafts.
+SCHEDULING = {"synchronous": "", "asynchronous": "async "}
 THINKING = ("off", "on")
 STREAMED = "streamed: "
 VERDICTS = ("same", "refused", "different")
@@ -47,12 +46,13 @@ number in parentheses). *Refused*: status 400. Float32 on the CPU, 16 requests a
 answers are put together again and compared with those streamed without drafts; the server sends
 every token, or every 2, 3 or 10.
 
-Scheduling is synchronous, and in the columns *async* asynchronous, as vLLM has it by default on a
-GPU. On a CPU vLLM switches it off; [a worker for this matrix](../../scripts/tiny/async_cpu.py)
-leaves it on. All of it is the code that a GPU runs: the next step is scheduled before this one's
-tokens are known, drafts are placeholders to the scheduler and stay with the worker, and counts are
-corrected once the rejected ones are known. Only CUDA streams and events are not there: copies that
-would overlap are made at once. All columns are compared with no drafts and synchronous scheduling.
+Scheduling is synchronous in one half of the page and asynchronous, as it is by default on a GPU, in
+the other. On a CPU vLLM switches it off; [a worker](../../scripts/tiny/async_cpu.py) for this
+matrix leaves it on. All of it is the code that a GPU runs: the next step is scheduled before this
+one's tokens are known, drafts are placeholders to the scheduler and stay with the worker, and
+counts are corrected once the rejected ones are known. Only CUDA streams and events are not there:
+copies that would overlap are made at once. Both halves are compared with no drafts and synchronous
+scheduling.
 
 A request with a seed and a temperature gets other tokens with drafts than without: each draft is
 accepted or not by a random number of its own, and what is sampled after it takes the next ones.
@@ -66,8 +66,21 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="-- options of the program")
 
 
-def data_file(base: str) -> Path:
-    return evidence.DATA / base / "drafts.json"
+def data_file(base: str, scheduling: str) -> Path:
+    return evidence.DATA / base / f"drafts-{scheduling}.json"
+
+
+def part_of(report: dict[str, Any], scheduling: str) -> dict[str, Any]:
+    """What an outcome says about one way of scheduling, its columns named by their drafts."""
+    prefix = SCHEDULING[scheduling]
+    columns = {f"{prefix}{k}": k for k in COLUMNS}
+    cells = {f"{c} {t}": f"{k} {t}" for c, k in columns.items() for t in THINKING}
+    rows = {
+        option: {cells[name]: counts for name, counts in row.items() if name in cells}
+        for option, row in report["rows"].items()
+    }
+    accepted = {k: report["accepted"][c] for c, k in columns.items() if c in report["accepted"]}
+    return {**report, "accepted": accepted, "rows": rows}
 
 
 def run(command: Command) -> Exit:
@@ -94,8 +107,10 @@ def run(command: Command) -> Exit:
             Exit.FAILED, "drafts change an answer", hint="what is printed above has the requests"
         )
     if not words:
-        evidence.write(data_file(base.name), report)
-        command.say(f"{data_file(base.name)}: {report['requests']} requests; run make pages")
+        for scheduling in SCHEDULING:
+            file = data_file(base.name, scheduling)
+            evidence.write(file, part_of(report, scheduling))
+            command.say(f"{file}: {report['requests']} requests; run make pages")
     return Exit.OK
 
 
@@ -132,8 +147,8 @@ def rate(accepted: dict[str, Any]) -> str:
 def page(bases: list[Base]) -> str:
     """The page, from the committed outcomes."""
     lines = [HEAD.rstrip("\n")]
-    for base in bases:
-        file = data_file(base.name)
+    for base, scheduling in itertools.product(bases, SCHEDULING):
+        file = data_file(base.name, scheduling)
         data = evidence.read_any(file, base)
         try:
             whole = {k: v for k, v in data["rows"].items() if not k.startswith(STREAMED)}
@@ -142,7 +157,8 @@ def page(bases: list[Base]) -> str:
                 for k, v in data["rows"].items()
                 if k.startswith(STREAMED)
             }
-            lines += ["", f"## {base.name}", "", evidence.origin(data, base)]
+            title = f"## {base.name}, {scheduling} scheduling"
+            lines += ["", title, "", evidence.origin(data, base)]
             lines += [f"{data['requests']} requests for each column.", rate(data["accepted"])]
             lines += ["", *table(whole), "", "Streamed:", "", *table(streamed)]
         except (KeyError, TypeError, ValueError) as error:

@@ -18,7 +18,8 @@ from toy import Toy, toy, warm
 
 __all__ = ["toy", "warm"]
 
-NAMES = [f"{k} {thinking}" for k in drafts.COLUMNS for thinking in drafts.THINKING]
+COLUMNS = [f"{kind}{k}" for kind in drafts.SCHEDULING.values() for k in drafts.COLUMNS]
+NAMES = [f"{k} {thinking}" for k in COLUMNS for thinking in drafts.THINKING]
 
 
 def make_row(**counts: int) -> dict[str, dict[str, int]]:
@@ -36,7 +37,8 @@ class Program:
 
     def work(self, argv: list[str], **options: Any) -> Any:
         assert argv[1:3] == ["-m", "tiny.drafts"]
-        accepted = {k: [3, 4] for k in drafts.COLUMNS}
+        accepted = {k: [3, 4] for k in COLUMNS}
+        accepted["async 2"] = [5, 9]
         outcome = {"requests": 7, "accepted": accepted, "rows": self.rows}
         Path(argv[argv.index("--out") + 1]).write_text(json.dumps(outcome))
         return SimpleNamespace(returncode=self.status)
@@ -61,10 +63,11 @@ def test_page(program: Program) -> None:
     program.run()
     page = program.page()
     assert f"tree `{evidence.tree_of(program.toy.base)[:12]}`" in page
-    assert "Drafts accepted: 3 of 4 with 1 draft; " in page
+    assert "Drafts accepted: 3 of 4 with 1 draft; 3 of 4 with 2 drafts; " in page
+    assert "Drafts accepted: 3 of 4 with 1 draft; 5 of 9 with 2 drafts; " in page
     tables = [line for line in page.splitlines() if line.startswith("| ")]
     columns = len(drafts.COLUMNS)
-    assert tables == [
+    each = [
         f"| option | thinking | {' | '.join(drafts.COLUMNS.values())} |",
         f"| --- {'| --- ' * (columns + 1)}|",
         f"| stop | off {'| equal (2) ' * columns}|",
@@ -76,13 +79,15 @@ def test_page(program: Program) -> None:
         f"| stop | off {'| equal (5) ' * columns}|",
         f"| stop | on {'| equal (5) ' * columns}|",
     ]
+    assert tables == each * 2
 
 
 def test_a_difference_is_wrong_and_not_kept(program: Program) -> None:
     program.status = 1
     with pytest.raises(SeriesError, match="drafts change an answer"):
         program.run()
-    assert not drafts.data_file("v0.19.1").exists()
+    for scheduling in drafts.SCHEDULING:
+        assert not drafts.data_file("v0.19.1", scheduling).exists()
 
 
 def test_a_difference_is_seen() -> None:
@@ -90,14 +95,15 @@ def test_a_difference_is_seen() -> None:
     assert drafts.cell({"same": 3, "refused": 1, "different": 0}) == "equal (3), refused (1)"
 
 
+@pytest.mark.parametrize("kind", drafts.SCHEDULING.values())
 @pytest.mark.parametrize("name", ["stop", "streamed: stop"])
-def test_no_cell_is_empty(program: Program, name: str) -> None:
+def test_no_cell_is_empty(program: Program, name: str, kind: str) -> None:
     program.run()
-    program.rows[name]["4 on"] = {"same": 0, "refused": 0, "different": 0}
+    program.rows[name][f"{kind}4 on"] = {"same": 0, "refused": 0, "different": 0}
     program.run()
     with pytest.raises(SeriesError, match="has an empty cell"):
         program.page()
-    del program.rows[name]["4 on"]
+    del program.rows[name][f"{kind}4 on"]
     program.run()
     with pytest.raises(SeriesError, match="has an empty cell"):
         program.page()
@@ -105,7 +111,8 @@ def test_no_cell_is_empty(program: Program, name: str) -> None:
 
 def test_a_selection_is_not_kept(program: Program) -> None:
     program.run("--", "--only", "stop")
-    assert not drafts.data_file("v0.19.1").exists()
+    for scheduling in drafts.SCHEDULING:
+        assert not drafts.data_file("v0.19.1", scheduling).exists()
 
 
 def test_another_tree(program: Program) -> None:

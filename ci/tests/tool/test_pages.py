@@ -85,7 +85,8 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     names = [f"{k} {thinking}" for k in drafts.COLUMNS for thinking in drafts.THINKING]
     counts = {"same": 1, "refused": 0, "different": 0}
     asked = {"requests": 1, "accepted": {"1": [1, 2]}, "rows": {"n": dict.fromkeys(names, counts)}}
-    evidence.write(drafts.data_file(base.name), {**about, **asked})
+    for scheduling in drafts.SCHEDULING:
+        evidence.write(drafts.data_file(base.name, scheduling), {**about, **asked})
     shutil.copy(REPO / "docs/evidence/data/stress.json", one.data)
     one.write("")
     one.run()
