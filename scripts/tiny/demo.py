@@ -26,6 +26,8 @@ from typing import Any
 
 from series import engine
 
+from . import task
+
 # In the pinned source's own tests, so it is there, verified, and nobody needs a network.
 PHOTO = Path("tests/v1/ec_connector/integration/hato.jpg")
 QUESTION = "What is in this picture?"
@@ -185,14 +187,11 @@ class Asked:
     expected: str | None = None
 
 
-def ask_about_drawing(args: argparse.Namespace) -> Asked:
+def ask_about_drawing(args: argparse.Namespace, question: task.Question) -> Asked:
     """A held-out question of the tiny checkpoint's, about a picture that is drawn and saved."""
-    from . import checkpoint, task
+    from . import checkpoint
     from .reference import Reference
 
-    question = task.get_question("held-out", args.number)
-    if len(question.images) != 1 or question.videos:
-        raise SystemExit("error: that question has not one picture; take another --number")
     (image,) = question.images
     photo = args.folder / "picture.png"
     photo.parent.mkdir(parents=True, exist_ok=True)
@@ -229,20 +228,25 @@ def main() -> int:
     args = parser.parse_args()
     args.show = sys.stdout.isatty()  # asked before anything is redirected
     tiny = args.model is None
+    # Before the imports, which take ten seconds.
+    question = task.get_question("held-out", args.number) if tiny else None
+    if question and (len(question.images) != 1 or question.videos):
+        raise SystemExit("error: that question has not one picture; take another --number")
     if not tiny and not (args.image or args.tree / PHOTO).is_file():
         raise SystemExit(f"error: no picture at {args.image}; name one with --image")
     engine.set_defaults(cpu=tiny, quiet=True)
     sys.path.insert(0, str(args.tree))  # the references are in its tests
     with quiet():
-        return answer(args, tiny)
+        return answer(args, question)
 
 
-def answer(args: argparse.Namespace, tiny: bool) -> int:
+def answer(args: argparse.Namespace, question: task.Question | None) -> int:
     import vllm.transformers_utils.configs.exaone4_5  # noqa: F401  (registers the config)
     from transformers import AutoConfig, AutoTokenizer
     from vllm.platforms import current_platform
 
-    asked = ask_about_drawing(args) if tiny else ask_about_photograph(args)
+    tiny = question is not None
+    asked = ask_about_drawing(args, question) if question else ask_about_photograph(args)
     options: dict[str, Any] = {"use_tqdm_on_load": False}
     if tiny:
         drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS}
