@@ -426,8 +426,8 @@ def test_what_the_dashboard_draws_is_in_a_scrape(
 
 def endless(served: Served, **options: Any) -> Any:
     """A request that runs to its limit."""
-    extra = OFF | {"ignore_eos": True}
-    return served.chat("the rain fell", max_tokens=1500, extra_body=extra, **options)
+    given = {"max_tokens": 1500, "extra_body": OFF | {"ignore_eos": True}} | options
+    return served.chat("the rain fell", **given)
 
 
 def wait_for(condition: Any, seconds: float = 30) -> None:
@@ -490,7 +490,8 @@ def test_sigterm_waits_for_the_requests_that_it_has(served: Served) -> None:
     begun = threading.Event()
 
     def client() -> None:
-        for piece in endless(served, stream=True):
+        # Few enough for a slow machine to write within the time for it.
+        for piece in endless(served, stream=True, max_tokens=200):
             pieces.append(piece)
             begun.set()
 
@@ -505,7 +506,7 @@ def test_sigterm_waits_for_the_requests_that_it_has(served: Served) -> None:
     for thread in threads:
         thread.join(60)
     finish = [piece.choices[0].finish_reason for piece in pieces]
-    assert len(finish) > 100
+    assert len(finish) > 50
     assert finish == [None] * (len(finish) - 1) + ["length"]
     assert said[0].startswith(f"serving   tiny at {served.start.url}/v1 after ")
     assert said[-1] == "stopped"
