@@ -344,8 +344,8 @@ class Server:
     def stop(self) -> int:
         """Let it finish the requests that it has, and end; its status.
 
-        vLLM 0.19.1 has --shutdown-timeout for that, but was seen to cut a stream as soon as the signal
-        came, with 30 seconds given. So it gets the signal when nothing is left.
+        vLLM 0.19.1 has --shutdown-timeout for that, but was seen to cut a stream as soon as the
+        signal came, with 30 seconds given. So it gets the signal when nothing is left.
         """
         end = time.monotonic() + DRAIN
         while self.process.poll() is None and self.unfinished() and time.monotonic() < end:
