@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from . import patches as files
-from .config import Base
+from .config import Base, parse_toml
 from .patches import LONGEST, NAME, STATES, Mail, section
 
 TAGS = (
@@ -220,12 +220,27 @@ def fixes_alone(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
                     yield f"{name}.patch", f"leave {change.path} alone, which {maker} adds"
 
 
+def proof_counts(base: Base, found: Patches) -> Iterator[tuple[str, str]]:
+    """The proof of a patch says how many tests it has now, as tests.toml counts them."""
+    if not base.tests_file.is_file():
+        return
+    stages = parse_toml(base.tests_file.read_text(encoding="utf-8")).get("patch", {})
+    for name, patch in found.items():
+        stage = stages.get(name, {})
+        usual, long = stage.get("count"), stage.get("long_count", 0)
+        proof = patch.mail.body.partition("Proof:")[2]
+        said = {int(n) for n in re.findall(r"(\d+) passed", proof)}
+        if usual is not None and not said & {usual, usual + long}:
+            yield f"{name}.patch", f"say `{usual} passed` in Proof: tests.toml counts as many tests"
+
+
 SERIES_RULES: dict[str, Callable[[Base, Patches], Iterator[tuple[str, str]]]] = {
     "series-exists": series_exists,
     "series-complete": series_complete,
     "series-unique": series_unique,
     "series-sections": series_sections,
     "fixes-alone": fixes_alone,
+    "proof-counts": proof_counts,
 }
 
 

@@ -40,6 +40,14 @@ def upstream(said: str) -> Files:
     return {**one(("no (a toy has no upstream)", said)), "releases.toml": "".join(rows)}
 
 
+def counted(*edits: tuple[str, str], said: str) -> Files:
+    """A patch whose proof says so, and a tests.toml."""
+    table = "[patch.add-a-thing]\ncount = 7\nlong_count = 2\n"
+    for old, new in edits:
+        table = table.replace(old, new)
+    return {**one(("the tests of the tool.", said)), "tests.toml": table}
+
+
 def edits_the_first(title: str) -> Files:
     """A patch that adds toy/new.py, then one in the section `title` that edits it."""
     top, _, _ = TEMPLATE.partition("new file mode")
@@ -193,6 +201,18 @@ CASES: dict[str, tuple[list[Files], list[Files]]] = {
     "fixes-alone": (
         [edits_the_first("fixes of upstream")],
         [edits_the_first("fixes of vLLM, drafts")],
+    ),
+    "proof-counts": (
+        [
+            counted(said="pytest a: 7 passed; without it 3 failed. pytest b: 31 passed."),
+            counted(said="all of 9 passed."),
+            counted(("count = 7", "seconds = 7"), said="it runs."),
+        ],
+        [
+            counted(said="6 passed."),
+            counted(said="17 passed."),
+            counted(said="7 tests."),
+        ],
     ),
 }
 
