@@ -16,6 +16,8 @@ PYTHON ?= python3
 # Only what was given now is handed on: the rest is in the file, or has its default.
 given = $(if $(filter command environment,$(firstword $(origin $(1)))),$(2) '$(subst ','\'',$($(1)))')
 COMMON = --base '$(BASE)' --build-dir '$(BUILD_DIR)'
+BASES = $(notdir $(patsubst %/,%,$(dir $(wildcard patches/*/base.toml))))
+CHECKED = $(if $(filter command environment,$(firstword $(origin BASE))),'$(BASE)',$(BASES))
 FETCH = $(call given,SOURCE,--source) $(call given,SOURCES,--sources)
 BUILD = $(FETCH) $(call given,DEVICE,--device) $(call given,KERNELS,--kernels) \
   $(call given,CUDA_ARCHS,--cuda-archs) $(call given,TORCH_INDEX,--torch-index) \
@@ -89,8 +91,9 @@ distclean:  ## remove everything under the build folder, unless it holds work of
 export:  ## write the commits of the work tree to patches/; DROP=names removes patches
 	@$(SERIES) export $(COMMON) $(if $(DROP),--drop '$(DROP)')
 
-check:  ## lint, exact apply, round trip, lock, true trailers
-	@$(SERIES) check $(COMMON) $(FETCH)
+check:  ## lint, exact apply, round trip, lock, true trailers; of every base unless BASE= is given
+	@for base in $(CHECKED); do \
+	  echo "$$base:"; $(SERIES) check $(COMMON) --base "$$base" $(FETCH) || exit 1; done
 
 drop-when:  ## what each patch says about later releases, and whether it is true
 	@$(SERIES) drop-when $(COMMON) $(FETCH)

@@ -120,12 +120,12 @@ def _install(
         return environments.install_editable(paths, steps, base.version, setup), {}
     # vLLM picks its CPU platform by this local version.
     version = f"{base.version}+cpu" if device == "cpu" else base.version
-    setup = {"VLLM_TARGET_DEVICE": "empty"}
+    setup = {"VLLM_TARGET_DEVICE": "empty", **base.setup}
     # Beside the compile, which keeps a second processor busy for only half of its time.
     with ThreadPoolExecutor(1) as pool:
         installed = pool.submit(environments.install_editable, paths, steps, version, setup)
         if device == "cpu":
-            files = kernels.make(paths, steps, jobs)
+            files = kernels.make(base, paths, steps, jobs)
         else:
             files = cuda.precompiled(base, paths, steps, command.sources())
     changed = installed.result()

@@ -67,5 +67,5 @@ class Command:
     def origin(self) -> str:
         """What the base commit is built from, for the record of an apply."""
         if self.args.source == "git":
-            return f"git {self.base.git_commit}"
+            return f"git {fetch.git_tag(self.base).commit}"
         return f"archive {self.base.archive.sha256}"

@@ -73,6 +73,15 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True)
+class GitTag:
+    """Where upstream's repository has the pinned source; `commit` is the whole id."""
+
+    url: str
+    tag: str
+    commit: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Base:
     """One folder of `patches/`: the pinned upstream release and the patches on it."""
 
@@ -82,12 +91,12 @@ class Base:
     version: str
     archive: Artifact
     generated: tuple[str, ...]
-    git_url: str
-    git_tag: str
-    git_commit: str
+    git: GitTag | None
     wheel: Artifact | None
     torch: str
     python: Pythons
+    setup: dict[str, str]
+    """The environment of upstream's setup.py, beside what the device gives it."""
 
     @property
     def series_file(self) -> Path:
@@ -96,6 +105,11 @@ class Base:
     @property
     def lock_file(self) -> Path:
         return self.folder / "series.lock"
+
+    @property
+    def cmake(self) -> Path:
+        """What the CPU kernels' build of this base needs beside `scripts/cmake`; may be missing."""
+        return self.folder / "cmake"
 
     @property
     def locks(self) -> Path:
@@ -132,12 +146,11 @@ class Base:
                 version=data["upstream"]["version"],
                 archive=Artifact(data["archive"]["name"], data["archive"]["sha256"]),
                 generated=tuple(data["archive"]["generated"]),
-                git_url=data["git"]["url"],
-                git_tag=data["git"]["tag"],
-                git_commit=data["git"]["commit"],
+                git=GitTag(**data["git"]) if "git" in data else None,
                 wheel=Artifact(**wheel) if wheel else None,
                 torch=data["build"]["torch"],
                 python=Pythons.parse(data["build"]["python"]),
+                setup=data["build"].get("setup", {}),
             )
 
 

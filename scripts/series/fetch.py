@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import index
-from .config import Artifact, Base, Paths
+from .config import Artifact, Base, GitTag, Paths
 from .errors import Exit, SeriesError, hide
 from .git import attempt, first_line, git
 from .state import sha256
@@ -158,19 +158,29 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def git_tag(base: Base) -> GitTag:
+    """Where upstream's repository has the base; raise if that is not known."""
+    if base.git is None:
+        raise Exit.USAGE(
+            f"{base.name}/base.toml names no commit", "use SOURCE=archive, the default"
+        )
+    return base.git
+
+
 def fetch_git(base: Base, paths: Paths) -> Path:
     """The pinned commit from upstream's repository, as an archive that git writes."""
+    pin = git_tag(base)
     repo = paths.downloads / f"{base.package}-{base.version}.git"
     if not (repo / "HEAD").is_file():
         repo.mkdir(parents=True, exist_ok=True)
         git(repo, "init", "--quiet", "--bare", "--template=")
-    ref = f"refs/tags/{base.git_tag}"
+    ref = f"refs/tags/{pin.tag}"
     if attempt(repo, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode:
         # The user's git configuration applies here (proxy, mirror, credentials): what arrives is
         # compared with the commit id.
         env = {k: v for k, v in os.environ.items() if k not in _LOCAL}
         done = subprocess.run(
-            ["git", "fetch", "--depth=1", "--no-tags", base.git_url, f"+{ref}:{ref}"],
+            ["git", "fetch", "--depth=1", "--no-tags", pin.url, f"+{ref}:{ref}"],
             cwd=repo,
             env=env,
             stdout=subprocess.DEVNULL,
@@ -180,15 +190,14 @@ def fetch_git(base: Base, paths: Paths) -> Path:
         if done.returncode:
             reason = hide(first_line(done.stderr or b"")).removeprefix("fatal: ")
             raise Exit.SOURCE(
-                f"cannot clone {hide(base.git_url)} ({reason})",
+                f"cannot clone {hide(pin.url)} ({reason})",
                 "use SOURCE=archive, the default, or SOURCES= with a local copy",
             )
     commit = git(repo, "rev-parse", f"{ref}^{{commit}}")
-    if commit != base.git_commit:
+    if commit != pin.commit:
         git(repo, "update-ref", "-d", ref)
         raise Exit.SOURCE(
-            f"{base.git_tag} of {hide(base.git_url)} is commit {commit}, not "
-            f"{base.git_commit} as base.toml says",
+            f"{pin.tag} of {hide(pin.url)} is commit {commit}, not {pin.commit} as base.toml says",
             "nothing was kept; use SOURCE=archive",
         )
     archive = repo.with_suffix(".git.tar")

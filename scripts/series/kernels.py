@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from . import env as environments
-from .config import ROOT, Paths
+from .config import ROOT, Base, Paths
 from .errors import Exit
 from .git import git
 from .state import digest, sha256, unpack
@@ -71,11 +71,16 @@ def compiler() -> tuple[str, str]:
     return path, first
 
 
-def key(paths: Paths, compiler_version: str) -> str:
+def key(base: Base, paths: Paths, compiler_version: str) -> str:
     """The name of the kernels in the cache: a digest of all that decides their bytes."""
     parts = [
         git(paths.tree, "ls-tree", "HEAD", *SOURCES),
-        *(f"{sha256(f)} {f.relative_to(CMAKE)}" for f in sorted(CMAKE.rglob("*")) if f.is_file()),
+        *(
+            f"{sha256(f)} {f.relative_to(folder)}"
+            for folder in (CMAKE, base.cmake)
+            for f in sorted(folder.rglob("*"))
+            if f.is_file()
+        ),
         compiler_version,
         f"torch {environments.torch_version(paths)}",
         *FLAGS,
@@ -85,19 +90,21 @@ def key(paths: Paths, compiler_version: str) -> str:
     return digest("\n".join(parts).encode())[:32]
 
 
-def make(paths: Paths, steps: Steps, jobs: int) -> dict[str, Path]:
+def make(base: Base, paths: Paths, steps: Steps, jobs: int) -> dict[str, Path]:
     """Compile the kernels unless the cache has them; the file behind each name in the work tree."""
     path, version = compiler()
-    folder = paths.kernels / key(paths, version)
+    folder = paths.kernels / key(base, paths, version)
     library = folder / f"{TARGET}.abi3.so"
     if not library.is_file():
         steps.say(f"kernels: compiling {TARGET} with {version}, -j {jobs}")
-        seconds = _compile(paths, steps, folder, path, jobs)
+        seconds = _compile(base, paths, steps, folder, path, jobs)
         steps.say(f"kernels: compiled in {seconds:.0f} s")
     return dict.fromkeys(NAMES, library)
 
 
-def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs: int) -> float:
+def _compile(
+    base: Base, paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs: int
+) -> float:
     # Named by the key, so that a run after an interrupted one continues in it.
     work = paths.state / "compile" / folder.name
     source, objects = work / "source", work / "objects"
@@ -114,13 +121,17 @@ def _compile(paths: Paths, steps: Steps, folder: Path, compiler_path: str, jobs:
         "FETCHCONTENT_SOURCE_DIR_ONEDNN": str(CMAKE / "onednn"),
     }
     hint = "see docs/use/building.md#when-the-compile-fails"
+    own = base.cmake / "kernels.cmake"
+    included = own if own.is_file() else CMAKE / "cpu_kernels.cmake"
     seconds = steps.run(
         "kernels-configure",
         [
             *(bin_folder / "cmake", "-S", source, "-B", objects, "-G", "Ninja", *FLAGS),
             f"-DCMAKE_CXX_COMPILER={compiler_path}",
             f"-DCMAKE_MAKE_PROGRAM={bin_folder / 'ninja'}",
-            f"-DCMAKE_PROJECT_vllm_extensions_INCLUDE={CMAKE / 'cpu_kernels.cmake'}",
+            f"-DCMAKE_PROJECT_vllm_extensions_INCLUDE={included}",
+            f"-DSERIES_CMAKE={CMAKE}",
+            f"-DSERIES_BASE_CMAKE={base.cmake}",
             f"-DTorch_DIR={CMAKE / 'torch'}",
             f"-DVLLM_PYTHON_EXECUTABLE={environments.python(paths)}",
         ],

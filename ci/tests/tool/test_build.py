@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,7 +65,8 @@ UV = """\
 import os, pathlib, sys
 args = sys.argv[1:]
 with open({log!r}, "a") as log:
-    print(*args, "|", os.environ.get("UV_DEFAULT_INDEX", ""), file=log)
+    print(*args, "|", os.environ.get("UV_DEFAULT_INDEX", ""), end="", file=log)
+    print(f"CARGO={{os.environ['CARGO']}}" if "CARGO" in os.environ else "", file=log)
 if args[0] == "venv":
     env = pathlib.Path(args[-1])
     (env / "bin").mkdir(parents=True, exist_ok=True)
@@ -254,20 +256,40 @@ def test_the_kernel_cache_is_kept(
 
 def test_key_knows_every_input(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toy.build()
-    keys = {kernels.key(toy.paths, "g++ 12.2.0"), kernels.key(toy.paths, "g++ 13.1.0")}
+    keys = {kernels.key(toy.base, toy.paths, version) for version in ("g++ 12.2.0", "g++ 13.1.0")}
+    (tmp_path / "base/cmake").mkdir(parents=True)
+    (tmp_path / "base/cmake/kernels.cmake").write_text("\n")
+    other = dataclasses.replace(toy.base, folder=tmp_path / "base")
+    keys.add(kernels.key(other, toy.paths, "g++ 12.2.0"))
     toy.commit("cmake/utils.cmake", "# changed\n")
-    keys.add(kernels.key(toy.paths, "g++ 12.2.0"))
+    keys.add(kernels.key(toy.base, toy.paths, "g++ 12.2.0"))
     monkeypatch.setenv("CXXFLAGS", "-O0")
-    keys.add(kernels.key(toy.paths, "g++ 12.2.0"))
+    keys.add(kernels.key(toy.base, toy.paths, "g++ 12.2.0"))
     monkeypatch.setattr(kernels, "FLAGS", ("-DOTHER",))
-    keys.add(kernels.key(toy.paths, "g++ 12.2.0"))
+    keys.add(kernels.key(toy.base, toy.paths, "g++ 12.2.0"))
     monkeypatch.setattr(environments, "torch_version", lambda _: "2.11.0")
-    keys.add(kernels.key(toy.paths, "g++ 12.2.0"))
+    keys.add(kernels.key(toy.base, toy.paths, "g++ 12.2.0"))
     (tmp_path / "cmake").mkdir()
     (tmp_path / "cmake/preset.cmake").write_text("\n")
     monkeypatch.setattr(kernels, "CMAKE", tmp_path / "cmake")
-    keys.add(kernels.key(toy.paths, "g++ 12.2.0"))
-    assert len(keys) == 7
+    keys.add(kernels.key(toy.base, toy.paths, "g++ 12.2.0"))
+    assert len(keys) == 8
+
+
+def test_a_base_has_settings_of_its_own(toy: Toy, tmp_path: Path) -> None:
+    """CMake reads the base's file in place of the common one; setup.py gets its variables."""
+    (configure,) = [line for line in toy.build() if line.startswith("cmake -S")]
+    assert f"_INCLUDE={kernels.CMAKE / 'cpu_kernels.cmake'}" in configure
+    folder = shutil.copytree(toy.base.folder / "locks", tmp_path / "base/locks").parent
+    (folder / "cmake").mkdir()
+    (folder / "cmake/kernels.cmake").write_text("\n")
+    toy.base = dataclasses.replace(toy.base, folder=folder, setup={"CARGO": "none"})
+    commands = toy.build()
+    (configure,) = [line for line in commands if line.startswith("cmake -S")]
+    assert f"_INCLUDE={folder / 'cmake/kernels.cmake'}" in configure
+    assert f"SERIES_CMAKE={kernels.CMAKE} " in configure
+    (install,) = [line for line in commands if "--editable" in line]
+    assert install.endswith("| CARGO=none")
 
 
 def test_failed_compile_shows_its_log_and_leaves_no_kernels(

@@ -108,6 +108,18 @@ def test_a_python_that_is_none_is_one_line(other: str) -> None:
     assert not done.stdout
 
 
+def test_check_is_of_every_base_unless_one_is_named(checkout: Checkout) -> None:
+    checkout.ok("apply", f"SOURCES={checkout.toy.sources}")
+    shutil.copytree(checkout.root / "patches/v1", checkout.root / "patches/v2")
+    checkout.ok("export")
+    every = make("check", folder=checkout.root, env=NO_INDEX)
+    assert every.returncode == 0, every.stderr
+    assert [line for line in every.stdout.splitlines() if line[-1:] == ":"] == ["v1:", "v2:"]
+    (checkout.root / "patches/v2/series.lock").unlink()
+    assert "v2/series.lock is missing" in make("check", folder=checkout.root, env=NO_INDEX).stderr
+    checkout.ok("check")
+
+
 def test_make_from_end_to_end(checkout: Checkout) -> None:
     """In a folder with spaces and Korean letters, without an index, with -j."""
     sources = f"SOURCES={checkout.toy.sources}"

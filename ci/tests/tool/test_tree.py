@@ -224,6 +224,14 @@ def test_same_tree_from_the_git_tag(fresh: Project, master: Project) -> None:
     assert git(fresh.tree, "rev-parse", "HEAD") == git(master.tree, "rev-parse", "HEAD")
 
 
+def test_a_base_whose_commit_nobody_knows(fresh: Project) -> None:
+    file = fresh.base / "base.toml"
+    file.write_text(re.sub(r"\[git\][^\[]*", "", file.read_text()))
+    done = fresh.run("apply", "--source", "git")
+    assert done.returncode == Exit.USAGE and "base.toml names no commit" in done.stderr
+    fresh.ok("apply", "--source", "archive")
+
+
 def test_json_is_all_that_is_printed(project: Project) -> None:
     for command in ("status", "apply", "export", "check", "fetch", "unapply", "clean", "doctor"):
         done = project.run(command, "--json")
