@@ -18,11 +18,12 @@ from .command import Command
 from .commits import apply_patches, import_base
 from .contract import Source, Use
 from .errors import Exit
+from .fetch import git_tag
 from .git import attempt, git
 from .patches import Mail
 from .place import APPLIES, BLOCKED, CLEAN, CONFLICT, STATES, SUPERSEDED, UPSTREAMED, Row, walk
 from .state import write_atomic
-from .target import Target, borrow, pin, resolve
+from .target import Target, borrow, resolve
 
 POLICIES = {
     "exact": "every patch is clean, with its contract kept and its trailers true",
@@ -196,12 +197,12 @@ def _source(repo: Path, tree: str) -> Source:
 
 def _count(command: Command, target: Target) -> int | None:
     """How many commits lie between the base and the target; None without a history."""
-    if not target.commit:
+    if not target.commit or command.base.git is None:
         return None
     where = _history(command)
     if where is None:
         return None
-    span = f"{pin(command.base).commit}..{target.commit}"
+    span = f"{command.base.git.commit}..{target.commit}"
     done = attempt(where, "rev-list", "--count", span)
     return None if done.returncode else int(done.stdout)
 
@@ -327,13 +328,18 @@ def bisect(command: Command) -> Exit:
         paths |= {c.path for data in some.values() for c in Mail.parse(data).changes}
         listed = attempt(
             made.repo,
-            *("rev-list", "--first-parent", "--reverse", f"{pin(base).commit}..{target.commit}"),
+            *(
+                "rev-list",
+                "--first-parent",
+                "--reverse",
+                f"{git_tag(base).commit}..{target.commit}",
+            ),
             *("--", *sorted(f":(literal){path}" for path in paths)),
         )
         if listed.returncode:
             raise Exit.USAGE(
-                f"{where} does not have the commit of {pin(base).tag}",
-                f"fetch {pin(base).tag} there",
+                f"{where} does not have the commit of {git_tag(base).tag}",
+                f"fetch {git_tag(base).tag} there",
             )
         commits = listed.stdout.decode().split()
         first, tried = find_first(commits, breaks)

@@ -162,7 +162,8 @@ def git_tag(base: Base) -> GitTag:
     """Where upstream's repository has the base; raise if that is not known."""
     if base.git is None:
         raise Exit.USAGE(
-            f"{base.name}/base.toml names no commit", "use SOURCE=archive, the default"
+            f"{base.name}/base.toml names no commit",
+            "use SOURCE=archive, the default, or add its [git]",
         )
     return base.git
 

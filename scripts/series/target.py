@@ -12,8 +12,8 @@ from . import patches as files
 from . import releases
 from .command import Command
 from .conditions import Tree
-from .config import Base
 from .errors import Exit, hide
+from .fetch import git_tag
 from .git import attempt, first_line, git
 
 VERSION = re.compile(r"v?(\d+(?:\.\d+)+\S*)")
@@ -112,19 +112,6 @@ def borrow(repo: Path, other: Path) -> None:
         out.write(f"{(other / objects).resolve()}\n")
 
 
-class Pin(NamedTuple):
-    """The base in upstream's repository."""
-
-    url: str
-    tag: str
-    commit: str
-
-
-def pin(base: Base) -> Pin:
-    """Where upstream's history has the base."""
-    return Pin(base.git_url, base.git_tag, base.git_commit)
-
-
 def _fetch(command: Command, ref: str) -> Path:
     """A ref of upstream's repository with its history; the clone stays for the next time."""
     base = command.base
@@ -137,7 +124,7 @@ def _fetch(command: Command, ref: str) -> Path:
     # With the tags, by which git describes a version.
     for wanted in ("+refs/tags/v*:refs/tags/v*", ref):
         done = subprocess.run(
-            ["git", "fetch", "--quiet", "--no-tags", pin(base).url, wanted],
+            ["git", "fetch", "--quiet", "--no-tags", git_tag(base).url, wanted],
             cwd=repo,
             env=env,
             capture_output=True,
@@ -147,7 +134,7 @@ def _fetch(command: Command, ref: str) -> Path:
             reason = hide(first_line(done.stderr)).removeprefix("fatal: ")
             what = wanted.partition(":")[0].lstrip("+")
             raise Exit.SOURCE(
-                f"cannot fetch {what} from {hide(pin(base).url)} ({reason})",
+                f"cannot fetch {what} from {hide(git_tag(base).url)} ({reason})",
                 "name a release of releases.toml, or FOLDER@REV of a clone",
             )
     return repo
