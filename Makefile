@@ -35,8 +35,8 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate \
-  lossless drafts stress train mutate transformers locks
+  upstream-tests capabilities pages evaluate lossless drafts stress train mutate transformers bench gpu-pack \
+  locks
 
 ##@ use
 
@@ -45,7 +45,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH REF VERSION POLICY OUT PATCH RUN LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH PEER START REF VERSION POLICY OUT PATCH RUN LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)
@@ -159,6 +159,12 @@ mutate: build  ## plant errors in the model; a named test must detect each (an h
 
 transformers: build  ## the same prompts and tokens under five releases of transformers (15 minutes)
 	@$(SERIES) transformers $(COMMON) $(if $(LOCK),--lock)
+
+bench: build  ## the series, and PEER= beside it, on one GPU of 80 GiB (half an hour)
+	@$(SERIES) bench $(COMMON) -- $(if $(PEER),--peer '$(PEER)')
+
+gpu-pack: apply  ## the CUDA build, or PEER=version, in parts for a GPU host without a network
+	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start)
 
 locks:  ## renew ci/locks/tools.txt and dev.txt from their .in files
 	@$(SERIES) locks $(COMMON)

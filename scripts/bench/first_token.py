@@ -42,7 +42,7 @@ def request(size: int, seed: int) -> dict[str, Any]:
     return {"prompt_token_ids": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
 
 
-def measure(llm: Any, size: int, args: argparse.Namespace) -> dict[str, float]:
+def measure(llm: Any, size: int, args: argparse.Namespace) -> dict[str, Any]:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
@@ -53,7 +53,7 @@ def measure(llm: Any, size: int, args: argparse.Namespace) -> dict[str, float]:
         llm.generate([one], sampling, use_tqdm=False)
         if i >= args.warm_ups:
             times.append(1000 * (time.perf_counter() - started))
-    return {"ms": statistics.median(times), "min": min(times), "max": max(times)}
+    return {"ms": statistics.median(times), "min": min(times), "max": max(times), "all": times}
 
 
 def measure_processor(folder: Path, size: int, args: argparse.Namespace) -> float:
@@ -80,15 +80,20 @@ def main() -> int:
     parser.add_argument("--warm-ups", type=int, default=3)
     parser.add_argument("--name", default="first-token", help="of the JSON file")
     parser.add_argument("--engine-options", default="{}", help="JSON, for vllm.LLM")
+    parser.add_argument("--folder", type=Path, help="the model's; default: made in OUT")
+    parser.add_argument(
+        "--peer", action="store_true", help="a release with an EXAONE-4.5 of its own"
+    )
     args = parser.parse_args()
     sizes = args.sizes or ([0, 112] if args.tiny else SIZES)
     args.out.mkdir(parents=True, exist_ok=True)
     engine.set_defaults(cpu=args.tiny)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from tests.models.multimodal.exaone4_5_utils import write_config_files
+    folder = args.folder or args.out / "model"
+    if args.folder is None:
+        from tests.models.multimodal.exaone4_5_utils import write_config_files
 
-    folder = args.out / "model"
-    write_config_files(folder, make_config(tiny=args.tiny), max_pixels=3211264)
+        write_config_files(folder, make_config(tiny=args.tiny), max_pixels=3211264)
     import torch
     import vllm
 
@@ -119,7 +124,7 @@ def main() -> int:
     }
     for size in sizes:
         result["first_token"][str(size)] = measure(llm, size, args)
-        if size:
+        if size and not args.peer:
             result["processor_ms"][str(size)] = measure_processor(folder, size, args)
         print(size, result["first_token"][str(size)], result["processor_ms"].get(str(size)))
         (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1))

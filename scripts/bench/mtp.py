@@ -56,7 +56,7 @@ def wrong_mask(vocab_size: int, share: float) -> Any:
     return mask
 
 
-def set_weights(worker: Any, share: float) -> dict[str, int]:
+def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]:
     """Give a worker's model the weights that make the output known.
 
     In place: CUDA graphs and compiled code keep the addresses.
@@ -68,7 +68,8 @@ def set_weights(worker: Any, share: float) -> dict[str, int]:
 
     runner = worker.model_runner
     target = dict(runner.get_model().named_parameters())
-    drafter = getattr(runner, "drafter", None)
+    # Newer releases call it a speculator.
+    drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
     draft = dict(drafter.model.named_parameters()) if drafter is not None else {}
     counts: dict[str, int] = {}
 
@@ -107,7 +108,10 @@ def set_weights(worker: Any, share: float) -> dict[str, int]:
             first[0] = 0
             fc[:, 0] = 8 * first
             for end, shared in (("embed_tokens.weight", embed), ("lm_head.weight", head)):
-                if one(draft, end).data_ptr() != shared.data_ptr():
+                own = one(draft, end)
+                if peer:
+                    own.copy_(shared)
+                elif own.data_ptr() != shared.data_ptr():
                     raise RuntimeError(f"the draft layer has a {end} of its own")
     counts["layers"] = sum(n.endswith("self_attn.o_proj.weight") for n in target)
     return counts
@@ -249,7 +253,8 @@ class Bench:
         self.mode = mode
         self.wrong_tokens = 0
         self.load: dict[str, float] = {}
-        watch_loading(self.load)
+        if not args.peer:
+            watch_loading(self.load)
         options: dict[str, Any] = {
             "model": str(args.folder),
             "load_format": args.load_format,
@@ -272,7 +277,7 @@ class Bench:
         self.start_seconds = time.perf_counter() - started
         self.vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
         self.mask = wrong_mask(self.vocab_size, args.wrong)
-        (counts,) = self.llm.collective_rpc(set_weights, args=(args.wrong,))
+        (counts,) = self.llm.collective_rpc(set_weights, args=(args.wrong, args.peer))
         print(f"{mode}: set {counts}", flush=True)
         num_norms = counts["layers"] + (mode == "mtp")
         for end in list(CONSTANTS)[:2]:
@@ -378,7 +383,7 @@ class Bench:
         args = self.args
         rates: list[dict[str, Any]] = []
         profiles: dict[str, Any] = {}
-        (kv_cache,) = self.llm.collective_rpc(kv_cache_figures)
+        kv_cache = {} if args.peer else self.llm.collective_rpc(kv_cache_figures)[0]
 
         def save() -> None:
             report = {
@@ -472,13 +477,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile-steps", type=int, default=12)
     parser.add_argument("--multiprocess", action="store_true", help="the engine in its own process")
     parser.add_argument("--timeout", type=float, default=420, help="seconds for each run")
-    parser.add_argument("--mode", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="the model's; default: made in OUT")
+    parser.add_argument(
+        "--peer", action="store_true", help="a release with an EXAONE-4.5 of its own"
+    )
+    parser.add_argument("--mode", help="this one alone, in this process")
     args = parser.parse_args()
     args.batch_sizes = args.batch_sizes or ([1, 3] if args.tiny else [1, 8, 32])
     args.tokens = args.tokens or (24 if args.tiny else 384)
     args.warm_up_tokens = args.warm_up_tokens or (8 if args.tiny else 96)
     args.max_model_len = args.max_model_len or (512 if args.tiny else 16384)
-    args.folder = args.out / "model"
+    args.folder = args.folder or args.out / "model"
     return args
 
 

@@ -206,9 +206,13 @@ def disable_gqa_in_sdpa() -> None:
 
 
 def run_vllm(
-    folder: Path, cases: list[Case], dtype: str, options: argparse.Namespace
+    folder: Path, cases: list[Case], dtype: str, options: argparse.Namespace, **more: Any
 ) -> dict[str, Any]:
-    """Fill the cases through the engine; the encoder's other backends, if there are some."""
+    """Fill the cases through the engine; the encoder's other backends, if there are some.
+
+    Args:
+        more: for vllm.LLM.
+    """
     from vllm import LLM, SamplingParams
 
     start = time.perf_counter()
@@ -216,20 +220,22 @@ def run_vllm(
     compiled: dict[str, Any] = {"enforce_eager": True}
     if options.compiled:
         compiled = {"enforce_eager": False, "compilation_config": {"compile_mm_encoder": True}}
-    llm = LLM(
-        model=str(folder),
-        dtype=dtype,
-        max_model_len=longest + 16,
-        max_num_batched_tokens=max(longest + 16, 4096),
-        max_num_seqs=1,
-        limit_mm_per_prompt={"image": 1, "video": 1},
-        enable_prefix_caching=False,
-        mm_processor_cache_gb=0,
-        skip_mm_profiling=True,
-        gpu_memory_utilization=0.6,
-        seed=0,
-        **compiled,
-    )
+    if options.graphs:
+        compiled = {"enforce_eager": False, "compilation_config": {"mode": 0}}
+    given: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": dtype,
+        "max_model_len": longest + 16,
+        "max_num_batched_tokens": max(longest + 16, 4096),
+        "max_num_seqs": 1,
+        "limit_mm_per_prompt": {"image": 1, "video": 1},
+        "enable_prefix_caching": False,
+        "mm_processor_cache_gb": 0,
+        "skip_mm_profiling": True,
+        "gpu_memory_utilization": 0.6,
+        "seed": 0,
+    }
+    llm = LLM(**given | compiled | more)
     seconds = time.perf_counter() - start
     embeds: list[torch.Tensor] = []
     hidden: list[torch.Tensor] = []
@@ -269,7 +275,8 @@ def run_vllm(
         if embeds:
             case.tower["vllm"] = torch.cat(embeds).cpu()
 
-    others = {} if options.tiny or options.compiled else compare_backends(llm, cases)
+    plain = not (options.tiny or options.compiled or options.graphs)
+    others = compare_backends(llm, cases) if plain else {}
     result = {"start_s": round(seconds, 1), "vit_backend": backend, "other_backends": others}
     del llm
     return result
@@ -371,6 +378,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny dimensions, vLLM in float32")
     parser.add_argument("--layers", type=int, default=4, help="text layers, in the pattern LLLG")
     parser.add_argument("--compiled", action="store_true", help="torch.compile and CUDA graphs")
+    parser.add_argument("--graphs", action="store_true", help="CUDA graphs, nothing compiled")
     parser.add_argument("--folder", type=Path, help="for the checkpoint; temporary by default")
     parser.add_argument("--bar", type=float, help="1e-2; 1e-5 with --tiny")
     parser.add_argument("--ratio", type=float, default=1.2)
@@ -385,6 +393,8 @@ def main() -> int:
     device = "cpu" if options.tiny else "cuda"
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # Of all this only transformers' patch embedding would ask for it, and a pack has none.
+    torch.backends.cudnn.enabled = False
     config = make_config(tiny=options.tiny, layers=options.layers, **BLOCKS)
     sizes = TINY_SIZES if options.tiny else FULL_SIZES
     folder = options.folder or Path(tempfile.mkdtemp(prefix="exaone4_5_"))
@@ -417,6 +427,7 @@ def main() -> int:
         "tower_blocks": config["vision_config"]["depth"],
         "vllm_dtype": vllm_dtype,
         "compiled": options.compiled,
+        "graphs": options.graphs,
         "bar": options.bar,
         "ratio": options.ratio,
         "engine": run,

@@ -68,7 +68,9 @@ MAINTAIN = {
     "stress": Verb("series.programs", "random requests to servers, each answer against its own"),
     "train": Verb("series.programs", "train the tiny model from nothing"),
     "speed": Verb("series.programs", "tokens per second without and with drafts"),
+    "bench": Verb("series.programs", "the series beside a published release, on one GPU"),
     "numerics": Verb("series.programs", "the distance of bf16 on a GPU from float32"),
+    "gpu-pack": Verb("gpu.pack", "the CUDA build in parts, for a GPU host without a network"),
     "locks": Verb("series.selftest", "renew the locks of the tool's packages"),
 }
 VERBS = USE | MAINTAIN

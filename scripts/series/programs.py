@@ -32,6 +32,7 @@ PROGRAMS = {
     "stress": Program("proof.stress", exact=True),
     "train": Program("tiny.train", ("--tree", "{tree}", "--out", "{build}/tiny"), cpu=False),
     "speed": Program("bench.mtp", ("--out", "{build}/speed"), cpu=False),
+    "bench": Program("bench.sitting", ("--out", "{build}/bench"), cpu=False),
     "numerics": Program("bench.numerics", ("--out", "{build}/numerics.json"), cpu=False),
 }
 

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gpu-pack` and what lays it out: device code of other cards, stand-ins, parts."""
+
+import ctypes
+import json
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu import binaries, host, pack
+
+PTX, CODE = binaries.PTX, binaries.MACHINE_CODE
+
+
+def container(*entries: tuple[int, int, bytes]) -> bytes:
+    """Of (kind, architecture, code)."""
+    body = b""
+    for kind, architecture, code in entries:
+        head = binaries.ENTRY.pack(kind, 0x101, 64, len(code))
+        body += head.ljust(28, b"\0") + struct.pack("<I", architecture).ljust(36, b"\7") + code
+    return binaries.CONTAINER.pack(binaries.MAGIC, 1, 16, len(body)) + body
+
+
+def compile_library(path: Path, source: str, *options: str) -> None:
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-x",
+        "c",
+        "-",
+        "-x",
+        "none",
+        "-o",
+        str(path),
+        *options,
+    ]
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+def library_with(path: Path, *containers: bytes) -> bytes:
+    """A library with device code, eight bytes of padding after each container."""
+    data = b"".join(c + bytes(8) for c in containers)
+    numbers = ",".join(map(str, data))
+    compile_library(
+        path,
+        '__attribute__((section(".nv_fatbin"), aligned(8)))\n'
+        f"const unsigned char device[] = {{{numbers}}};\n"
+        f"int answer(void) {{ return 42; }}\n"
+        # The same bytes elsewhere are data.
+        f"const unsigned char other[] = {{{numbers}}};\n",
+    )
+    return path.read_bytes()
+
+
+OLD, NEW, TEXT = b"A" * 64, b"B" * 48, b"P" * 32
+
+
+def test_code_of_other_cards_is_zeroed_and_nothing_else(tmp_path: Path) -> None:
+    first = container((CODE, 80, OLD), (CODE, 90, NEW), (PTX, 90, TEXT))
+    published = library_with(tmp_path / "a.so", first, container((CODE, 90, NEW)))
+    data = bytearray(published)
+    assert binaries.keep_architecture(data, 90) == len(OLD) + len(TEXT)
+    kept = container((CODE, 80, bytes(64)), (CODE, 90, NEW), (PTX, 90, bytes(32)))
+    place = published.index(first)
+    section = next(s for s in binaries.sections(published) if s[0] == ".nv_fatbin")
+    assert place >= section[1] or published.index(first, place + 1) == section[1]
+    expected = bytearray(published)
+    expected[section[1] : section[1] + len(first)] = kept
+    assert data == expected
+    (tmp_path / "a.so").write_bytes(data)
+    assert ctypes.CDLL(str(tmp_path / "a.so")).answer() == 42
+
+
+def test_text_for_the_card_stays_where_there_is_no_code(tmp_path: Path) -> None:
+    only = container((CODE, 80, OLD), (PTX, 80, TEXT), (PTX, 120, b"Q" * 16))
+    data = bytearray(library_with(tmp_path / "a.so", only))
+    assert binaries.keep_architecture(data, 90) == len(OLD) + 16
+    assert container((CODE, 80, bytes(64)), (PTX, 80, TEXT), (PTX, 120, bytes(16))) in data
+
+
+def test_what_is_no_container_is_refused(tmp_path: Path) -> None:
+    broken = bytearray(container((CODE, 80, OLD)))
+    broken[16 + 8] = 255  # the size of the entry's code
+    data = bytearray(library_with(tmp_path / "a.so", bytes(broken)))
+    with pytest.raises(ValueError, match="no entry"):
+        binaries.keep_architecture(data, 90)
+    assert binaries.keep_architecture(bytearray(b"#!/bin/sh\n"), 90) == 0
+
+
+def test_a_stand_in_answers_for_the_library(tmp_path: Path) -> None:
+    real = tmp_path / "libfoo.so.1"
+    (tmp_path / "map").write_text("libfoo.so.1 { global: fooInit; };")
+    compile_library(
+        real,
+        "int fooInit(void) { return 0; } int fooLtInit(void) { return 0; }",
+        "-Wl,-soname,libfoo.so.1",
+        f"-Wl,--version-script={tmp_path / 'map'}",
+    )
+    user = tmp_path / "libuser.so"
+    compile_library(
+        user,
+        "int fooInit(void); int fooVersion(void);\n"
+        "__attribute__((weak)) int foolish(void), fooLtInit(void);\n"
+        "int a(void) { return fooInit(); } int b(void) { return fooVersion(); }\n"
+        "int c(void) { return foolish() + fooLtInit(); }",
+        str(real),
+        "-Wl,-rpath,$ORIGIN",
+        "-Wl,--unresolved-symbols=ignore-all",
+    )
+    symbols = binaries.asked_for([user], "foo")
+    assert symbols == {"libfoo.so.1": {"fooInit"}, "": {"fooVersion"}}
+    real.unlink()
+    assert binaries.stand_in(real, symbols, {"fooVersion": 7}) == 2
+    loaded = ctypes.CDLL(str(user))
+    assert (loaded.a(), loaded.b()) == (100, 7)
+
+
+def test_packages_left_behind_are_not_those_that_begin_alike() -> None:
+    lock = (
+        "# made by uv\nnvidia-cublas==1 \\\n    --hash=a\nnvidia-cudnn==2\ntorch==3\n    # via x\n"
+    )
+    assert pack.without(lock, ("nvidia-cudnn",)) == (
+        "# made by uv\nnvidia-cublas==1 \\\n    --hash=a\ntorch==3\n    # via x\n\n"
+    )
+    assert "cublas" not in pack.without(lock, ("nvidia-",))
+    assert "cublas" in pack.without(lock, ("nvidia-",), keep=("nvidia-cublas",))
+
+
+@pytest.fixture
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the parts of a toy, and of its tree."""
+    monkeypatch.setattr(pack, "PART", 1000)
+    monkeypatch.setattr(pack, "BLOCK", 8192)
+    monkeypatch.setattr(pack, "LARGE", 1)
+    site, parts = tmp_path / "made", tmp_path / "parts"
+    (site / "toy").mkdir(parents=True)
+    parts.mkdir()
+    (site / "toy/__init__.py").write_text("VALUE = 5\n")
+    (site / "toy/data").write_bytes(bytes(i * i % 251 for i in range(50_000)))
+    library_with(site / "toy/a.so", container((CODE, 80, OLD), (CODE, 90, NEW)))
+    zeroed: dict[str, Any] = {}
+    writer = pack.Writer(parts, "b")
+    with writer, tarfile.open(fileobj=writer, mode="w|") as tar:
+        for path in sorted((site / "toy").iterdir()):
+            pack.add(tar, path, f"site/toy/{path.name}", 90, zeroed)
+    assert writer.parts > 2
+    assert list(zeroed) == ["site/toy/a.so"]
+    for part in parts.glob("b??/*"):
+        part.rename(parts / part.name)
+    manifest = {"base": {"parts": writer.parts, "blocks": writer.sizes}}
+    (parts / "manifest.json").write_text(json.dumps(manifest))
+    with tarfile.open(parts / "tree.tar.xz", "w:xz") as tar:
+        tar.add(site / "toy/__init__.py", "tree/patched.py")
+    return parts
+
+
+def test_what_was_packed_runs_where_it_is_laid_out(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # the host's own is not used
+    root = tmp_path / "root"
+    host.lay_out(packed, root)
+    program = (
+        "import patched, pathlib, sys, toy; assert (toy.VALUE, patched.VALUE) == (5, 5); "
+        f"assert {str(tmp_path)!r} not in sys.path; "
+        "assert pathlib.Path(toy.__file__).with_name('data').read_bytes() == "
+        "bytes(i * i % 251 for i in range(50_000))"
+    )
+    (root / "base/tree/check.py").write_text(program)
+    assert host.run(root, "base", "check") == 0
+    (root / "base/tree/check.py").write_text("import sys; sys.exit(3)")
+    assert host.run(root, "base", "check") == 3
+    assert (root / "base/site/toy/a.so").read_bytes().count(NEW) == 2
+
+
+def test_a_part_that_is_missing_is_named(packed: Path, tmp_path: Path) -> None:
+    (packed / "b.01").unlink()
+    with pytest.raises(SystemExit, match="parts of base are here"):
+        host.lay_out(packed, tmp_path / "root")
+    assert not (tmp_path / "root/base").exists()
+    (packed / "b.01").write_bytes(b"short")
+    with pytest.raises(SystemExit, match="bytes in"):
+        host.lay_out(packed, tmp_path / "root")
