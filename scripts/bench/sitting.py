@@ -90,13 +90,15 @@ def environment(who: str, args: argparse.Namespace) -> dict[str, str]:
 
 def write_models(args: argparse.Namespace) -> None:
     """The model's folder for each; a release with its own model reads fields of the text at the
-    top level too, and no layer type for the draft layer."""
+    top level too."""
     from tests.models.multimodal.exaone4_5_utils import write_config_files
 
     for who in (SERIES, PEER):
         config = make_config(tiny=False)
         if who == PEER:
             text = config["text_config"]
+            # transformers refuses the draft layer's entry.
+            text["layer_types"] = text["layer_types"][: text["num_hidden_layers"]]
             config = {**text, **config, "model_type": config["model_type"]}
         write_config_files(args.out / f"model-{who}", config, max_pixels=3211264)
 

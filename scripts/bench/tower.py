@@ -17,6 +17,7 @@ pixels. Exit status: 0, 1 if a variant's is more than --ratio times that of `pla
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -172,6 +173,7 @@ def make_pixels(grids: Grids, seed: int, device: str) -> torch.Tensor:
 
 def measure(encoder: Encoder, grids: Grids, args: argparse.Namespace) -> dict[str, Any]:
     from vllm.config import set_current_vllm_config
+    from vllm.forward_context import set_forward_context
 
     pixels = make_pixels(grids, 1, args.device).to(encoder.module.dtype)
     as_given: Any = [list(grid) for grid in grids] if args.peer else grids
@@ -181,7 +183,11 @@ def measure(encoder: Encoder, grids: Grids, args: argparse.Namespace) -> dict[st
             torch.cuda.synchronize()
 
     times = []
-    with torch.inference_mode(), set_current_vllm_config(encoder.config):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(set_current_vllm_config(encoder.config))
+        if args.peer:
+            stack.enter_context(set_forward_context(None, encoder.config))
         for i in range(args.warm_ups + args.repeats):
             wait()
             started = time.perf_counter()

@@ -57,6 +57,13 @@ LEFT = (
     *("flashinfer-python", "flashinfer-cubin", "nvidia-cudnn-frontend", "nvidia-cutlass-dsl"),
     *("nvidia-cutlass-dsl-libs-base", "quack-kernels", "torchaudio", "cmake", "tilelang"),
 )
+# Of a newer release: other ways to load, other models' kernels, and what the host has.
+PEER_LEFT = (
+    *("nvidia-", "cuda-toolkit", "cuda-tile", "cuda-python", "tokenspeed", "torchcodec"),
+    *("z3-solver", "pynvvideocodec", "humming-kernels", "instanttensor", "fastsafetensors"),
+    *("nccl4py", "nccl-extensions"),
+)
+PEER_KEPT = ("nvidia-nccl", "nvidia-ml-py")
 # Files of packages that only a build, another card or a debugger reads.
 FILES = re.compile(
     r"\.a$|\.alt\.so|[-_]blackwell|_vllm_fa2_C|^torch/(include|bin)/|^nvidia/.*/include/|^bin/|"
@@ -120,10 +127,8 @@ def _packages(
         lock = folder / "all.txt"
         resolve = (*uv, "compile", "-q", *platform, "--no-annotate", wanted, "-o", lock)
         steps.run("resolve", [*resolve], env=env)
-        text, hashes = lock.read_text(), []
-        # The host has CUDA's libraries of the same release; NCCL there is an older one.
-        left: tuple[str, ...] = (*LEFT, "nvidia-", "cuda-toolkit")
-        text = without(text, left, keep=("nvidia-nccl", "nvidia-ml-py"))
+        text, hashes = lock.read_text(), list[str]()
+        text = without(text, (*LEFT, *PEER_LEFT), keep=PEER_KEPT)
     else:
         text = read_text(command.base.locks / "cuda.txt", Exit.BUILD)
         hashes = ["--require-hashes"]
@@ -196,7 +201,7 @@ def _pack(
     return {
         "of": of,
         "packages": names,
-        "left_behind": sorted(LEFT) + ([] if args.peer else sorted(STAND_INS)),
+        "left_behind": sorted((*LEFT, *(PEER_LEFT if args.peer else STAND_INS))),
         "files_left_behind": left,
         "architecture": args.architecture,
         "zeroed": zeroed,
