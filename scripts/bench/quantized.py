@@ -91,7 +91,8 @@ def write(
     quantize: Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]] = (
         fp8 if kind == "fp8" else int4
     )
-    config, tensors = copy.deepcopy(config), {}
+    config = copy.deepcopy(config)
+    tensors: Tensors = {}
     for name, tensor in weights.items():
         stem = name.removesuffix(".weight")
         if kind and "language_model.layers" in name and stem.endswith("_proj"):
@@ -127,7 +128,8 @@ def main() -> int:
 
     def logits(name: str, folder: Path, **more: Any) -> torch.Tensor:
         cases = [numerics.Case(name, ids, ids, {}, {}) for ids in prompts]
-        more = {"gpu_memory_utilization": 0.15, **more}
+        # Small, because an engine of this process leaves some of its memory behind.
+        more = {"gpu_memory_utilization": 0.05, **more}
         numerics.run_vllm(folder, cases, "bfloat16", options, **more)
         gc.collect()
         torch.cuda.empty_cache()

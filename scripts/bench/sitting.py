@@ -89,18 +89,25 @@ def environment(who: str, args: argparse.Namespace) -> dict[str, str]:
 
 
 def write_models(args: argparse.Namespace) -> None:
-    """The model's folder for each; a release with its own model reads fields of the text at the
-    top level too."""
+    """The model's folder for each.
+
+    A release with its own model reads fields of the text at the top level too, and takes only
+    processors that transformers has.
+    """
     from tests.models.multimodal.exaone4_5_utils import write_config_files
 
     for who in (SERIES, PEER):
         config = make_config(tiny=False)
         if who == PEER:
-            text = config["text_config"]
+            fields = config["text_config"]
             # transformers refuses the draft layer's entry.
-            text["layer_types"] = text["layer_types"][: text["num_hidden_layers"]]
-            config = {**text, **config, "model_type": config["model_type"]}
-        write_config_files(args.out / f"model-{who}", config, max_pixels=3211264)
+            fields["layer_types"] = fields["layer_types"][: fields["num_hidden_layers"]]
+            config = {**fields, **config, "model_type": config["model_type"]}
+        folder = args.out / f"model-{who}"
+        write_config_files(folder, config, max_pixels=3211264)
+        for file in folder.glob("*preprocessor_config.json") if who == PEER else ():
+            text = file.read_text().replace('or_type": "Exaone4_5_', 'or_type": "Qwen2VL')
+            file.write_text(text)
 
 
 def result_of(workload: str, who: str, number: int, args: argparse.Namespace) -> Path:

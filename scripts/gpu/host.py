@@ -72,10 +72,23 @@ def lay_out(parts: Path, root: Path) -> None:
         (packages,) = (folder / "env/lib").glob("python3*/site-packages")
         packages.rmdir()
         packages.symlink_to((folder / "site").resolve())
+        if name == "peer":
+            (folder / "libraries").write_text(host_libraries(folder))
         print(f"{name}: laid out in {time.monotonic() - started:.0f} s", flush=True)
     if (parts / "tree.tar.xz").is_file():
         with tarfile.open(parts / "tree.tar.xz") as tar:
             tar.extractall(root / "base", filter="fully_trusted")
+
+
+def host_libraries(folder: Path) -> str:
+    """Where a peer finds CUDA's libraries: NCCL in its pack, the others with the host's torch.
+
+    Asked while it is laid out, by the host's own Python.
+    """
+    code = "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = sorted(Path(done.stdout.strip()).glob("nvidia/*/lib")) if done.stdout else []
+    return ":".join(map(str, [folder.resolve() / "site/nvidia/nccl/lib", *found]))
 
 
 def environment(root: Path, name: str) -> "dict[str, str]":
@@ -89,12 +102,7 @@ def environment(root: Path, name: str) -> "dict[str, str]":
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     env["VLLM_CACHE_ROOT"] = str(folder / "cache")
     if name == "peer":
-        # NCCL from the pack, CUDA's other libraries from the host.
-        code = "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        libraries = [folder / "site/nvidia/nccl/lib"]
-        libraries += sorted(Path(done.stdout.strip()).glob("nvidia/*/lib"))
-        env["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
+        env["LD_LIBRARY_PATH"] = (folder / "libraries").read_text()
     return env
 
 

@@ -66,8 +66,8 @@ PEER_LEFT = (
 PEER_KEPT = ("nvidia-nccl", "nvidia-ml-py")
 # Files of packages that only a build, another card or a debugger reads.
 FILES = re.compile(
-    r"\.a$|\.alt\.so|[-_]blackwell|_vllm_fa2_C|^torch/(include|bin)/|^nvidia/.*/include/|^bin/|"
-    r"^share/|__pycache__|^cuda/.*\.(cpp|pyx)$|third_party/deep_gemm/|vllm/vllm-rs|_flashkda|"
+    r"\.a$|\.alt\.so|/(ptxas|cupti)-blackwell|_vllm_fa2_C|^torch/(include/|bin/protoc)|"
+    r"^nvidia/.*/include/|^bin/|^share/|__pycache__|^cuda/.*\.(cpp|pyx)$|third_party/deep_gemm/|vllm/vllm-rs|_flashkda|"
     r"_deepselect|_qutlass|/fmha_sm100/"
 )
 LARGE = 1 << 20

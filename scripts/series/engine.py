@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment of every process that runs the engine."""
 
+import importlib.metadata
 import os
 from typing import Any
 
@@ -32,6 +33,11 @@ def set_defaults(*, cpu: bool, quiet: bool = False) -> None:
     chosen |= CPU if cpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     for name, value in (chosen | (QUIET if quiet else {})).items():
         os.environ.setdefault(name, value)
+
+
+def built_for_cpu() -> bool:
+    """Whether the installed vLLM is a CPU build; it is not imported."""
+    return importlib.metadata.version("vllm").endswith("cpu")
 
 
 def environment(paths: Paths, *, cpu: bool = False) -> dict[str, str]:

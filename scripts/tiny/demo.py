@@ -234,7 +234,7 @@ def main() -> int:
         raise SystemExit("error: that question has not one picture; take another --number")
     if not tiny and not (args.image or args.tree / PHOTO).is_file():
         raise SystemExit(f"error: no picture at {args.image}; name one with --image")
-    engine.set_defaults(cpu=tiny, quiet=True)
+    engine.set_defaults(cpu=tiny and engine.built_for_cpu(), quiet=True)
     sys.path.insert(0, str(args.tree))  # the references are in its tests
     with quiet():
         return answer(args, question)

@@ -132,6 +132,23 @@ def test_packages_left_behind_are_not_those_that_begin_alike() -> None:
     assert "cublas" in pack.without(lock, ("nvidia-",), keep=("nvidia-cublas",))
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("torch/bin/torch_shm_manager", False),
+        ("torch/_inductor/kernel/templates/triton_blackwell_ws.py.jinja", False),
+        ("triton/backends/nvidia/include/cuda.h", False),
+        ("torch/bin/protoc-3.13.0.0", True),
+        ("triton/backends/nvidia/bin/ptxas-blackwell", True),
+        ("vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", True),
+        ("nvidia/cublas/include/cublas.h", True),
+    ],
+)
+def test_files_that_programs_open_stay(name: str, left: bool) -> None:
+    """The first two were left behind once, and torch could not be imported."""
+    assert bool(pack.FILES.search(name)) == left
+
+
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the parts of a toy, and of its tree."""
@@ -177,6 +194,30 @@ def test_what_was_packed_runs_where_it_is_laid_out(
     (root / "base/tree/check.py").write_text("import sys; sys.exit(3)")
     assert host.run(root, "base", "check") == 3
     assert (root / "base/site/toy/a.so").read_bytes().count(NEW) == 2
+
+
+def test_a_peer_takes_libraries_from_the_host(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is asked while the peer is laid out; later another Python may ask."""
+    place = tmp_path / "host"
+    (place / "nvidia/cublas/lib").mkdir(parents=True)
+    (place / "torch.py").write_text("")
+    (place / "torch").mkdir()
+    (place / "torch/__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    for part in packed.glob("b.??"):
+        part.rename(packed / part.name.replace("b", "p"))
+    manifest = json.loads((packed / "manifest.json").read_text())
+    (packed / "manifest.json").write_text(json.dumps({"peer": manifest["base"]}))
+    root = tmp_path / "root"
+    host.lay_out(packed, root)
+    monkeypatch.delenv("PYTHONPATH")
+    libraries = host.environment(root, "peer")["LD_LIBRARY_PATH"].split(":")
+    assert libraries == [
+        str(root / "peer/site/nvidia/nccl/lib"),
+        str(place / "nvidia/cublas/lib"),
+    ]
 
 
 def test_a_part_that_is_missing_is_named(packed: Path, tmp_path: Path) -> None:
