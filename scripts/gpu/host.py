@@ -94,7 +94,7 @@ def host_libraries(folder: Path) -> str:
 def environment(root: Path, name: str) -> "dict[str, str]":
     """The environment of the programs of `base` or `peer`."""
     folder, scripts = root.resolve() / name, root.resolve() / "base/scripts"
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = dict(os.environ)
     env["PYTHONPATH"] = f"{folder / 'tree'}:{scripts}" if name == "base" else str(scripts)
     env["PATH"] = f"{folder / 'env/bin'}:{env['PATH']}"
     # The packs leave FlashInfer behind.
