@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pages`: what is generated in the documents, from the data of runs in docs/evidence/data.
 
-A page of PAGES is generated as a whole. In every other document the lines between
+A page of PAGES is generated as a whole, for each base with a folder there. In every other
+document the lines between
 
     <!-- generated: NAME -->
     <!-- end -->
@@ -154,9 +155,10 @@ def without_run(text: str) -> str:
 def run(command: Command) -> None:
     """Write what is generated; with --check compare, and raise Exit.FAILED if it differs."""
     bases = [Base.load(file.parent.name) for file in sorted(ROOT.glob("patches/*/base.toml"))]
-    whole = {ROOT / name: NOTE + make(bases) for name, make in PAGES.items()}
-    others = [file for file in documents(DOCUMENTS) if file not in whole]
-    texts = whole | {file: generate(file) for file in others}
+    proven = [base for base in bases if (evidence.DATA / base.name).is_dir()]
+    others = "".join(f"\nNot run on {base.name} yet.\n" for base in bases if base not in proven)
+    whole = {ROOT / name: NOTE + make(proven) + others for name, make in PAGES.items()}
+    texts = whole | {f: generate(f) for f in documents(DOCUMENTS) if f not in whole}
     changed = []
     for file, text in texts.items():
         if file.is_file() and file.read_text(encoding="utf-8") == text:
