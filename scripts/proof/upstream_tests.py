@@ -57,6 +57,7 @@ class Choice:
     tests: dict[str, list[str] | str]
     left_out: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    mended: dict[str, list[str]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     seconds: int = 300
 
@@ -83,6 +84,11 @@ class Choice:
     def starts(self) -> list[str]:
         """The starts of the names of all tests that have a reason not to pass."""
         return [start for starts in self.reasons.values() for start in starts]
+
+    def mends(self, node: str) -> str:
+        """The start of its name in `mended`, or nothing."""
+        starts = [start for starts in self.mended.values() for start in starts]
+        return next((start for start in starts if node.startswith(start)), "")
 
     def reason(self, node: str) -> str:
         """The one of `starts` that a test has, or nothing."""
@@ -122,7 +128,8 @@ def check_choice(choice: Choice, tree: Path) -> None:
     if odd := sorted(want ^ have):
         what = "is not changed by the series" if odd[0] in have else "has no tests"
         raise wrong(f"{FILE}: {odd[0]} {what}", "correct [tests]")
-    known = [*choice.files, *choice.left_out, *choice.starts]
+    mended = [start for starts in choice.mended.values() for start in starts]
+    known = [*choice.files, *choice.left_out, *choice.starts, *mended]
     for name in known:
         if not (tree / file_of(name)).is_file():
             raise wrong(f"{FILE}: there is no {name}", "correct it")
@@ -146,7 +153,10 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
             before == "missing"
             or (before == "failed" and (after == "passed" or node == file_of(node)))
         )
-        if before != after and not own:
+        mends = choice.mends(node)
+        if mends and (before, after) != ("failed", "passed"):
+            found.append(f"{node}: {before} and then {after}, and is in [mended] of {FILE}")
+        elif before != after and not own and not mends:
             found.append(f"{node}: {before} without the series, {after} with it")
         elif after not in ("passed", "missing") and not choice.reason(node):
             found.append(f"{node}: {after}, and {FILE} says no reason")
@@ -376,6 +386,9 @@ def page(bases: list[Base]) -> str:
             passed = sum(row["passed"] for row in rows)
             others = sum(row["failed"] + row["skipped"] for row in rows)
             lines.append(f"| `{name}` | {passed} in {len(tests)} files | {others} |")
+        for why, starts in choice.mended.items():
+            names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
+            lines += ["", f"Failed without the series and passed with it, as {why}: {names}."]
         lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
         for why, starts in choice.reasons.items():

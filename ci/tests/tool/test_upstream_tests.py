@@ -218,6 +218,22 @@ def test_judging(
 
 
 @pytest.mark.parametrize(
+    ("without", "with_series", "wrong"),
+    [
+        (FAILS, PASSES, ""),
+        (PASSES, PASSES, "passed and then passed, and is in [mended]"),
+        (FAILS, FAILS, "failed and then failed, and is in [mended]"),
+        (PASSES, FAILS, "passed and then failed, and is in [mended]"),
+    ],
+)
+def test_what_the_series_mends(without: Run, with_series: Run, wrong: str) -> None:
+    choice = Choice({"vllm/x.py": [FILE]}, mended={"it works now": [NODE]})
+    found = judge(choice, [FILE], without, with_series, set())
+    assert len(found) == bool(wrong)
+    assert not wrong or wrong in found[0]
+
+
+@pytest.mark.parametrize(
     ("status", "tests", "log", "said"),
     [
         (1, {"a": "failed"}, "E   Value error, Invalid repository ID or local directory", "lacks"),
