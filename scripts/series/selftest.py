@@ -21,7 +21,7 @@ CHECKS = (
     ("ruff", "check", *FOLDERS),
     ("ruff", "format", "--check", *FOLDERS),
     ("shellcheck", "git:*.sh", "git:.ci/run"),
-    ("hadolint", "Containerfile"),
+    ("hadolint", "scripts/container/Containerfile"),
     ("codespell_lib", *(f"git:{name}" for name in WORDS)),
     # Of patches the message: the code below it is upstream's.
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from series import cli
 from series.config import ROOT
 
-TEXT = (ROOT / "Containerfile").read_text()
+TEXT = (ROOT / "scripts/container/Containerfile").read_text()
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def test_what_is_copied_is_sent_to_the_builder() -> None:
         if line and not line.startswith("#")
     ]
     # docker reads it under another name.
-    assert (ROOT / "Containerfile.dockerignore").samefile(ROOT / ".containerignore")
+    assert (ROOT / "scripts/container/Containerfile.dockerignore").samefile(ROOT / ".containerignore")
     assert "build" in ignored and ".git" in ignored
     assert copied()
     for source in copied():
