@@ -48,7 +48,8 @@ def test_what_is_copied_is_sent_to_the_builder() -> None:
         if line and not line.startswith("#")
     ]
     # docker reads it under another name.
-    assert (ROOT / "scripts/container/Containerfile.dockerignore").samefile(ROOT / ".containerignore")
+    docker = ROOT / "scripts/container/Containerfile.dockerignore"
+    assert docker.samefile(ROOT / ".containerignore")
     assert "build" in ignored and ".git" in ignored
     assert copied()
     for source in copied():
