@@ -127,6 +127,7 @@ test-each: build  ## run each patch's own tests on the tree after that patch
 	@$(SERIES) test-each $(COMMON)
 
 test-all: test test-long test-each  ## all that CI runs
+	@$(SERIES) upstream-tests $(COMMON) --check
 	@$(SERIES) capabilities $(COMMON) --check
 	@$(SERIES) pages $(COMMON) --check
 

@@ -7,8 +7,8 @@ stand-ins for what a test would fetch from the hub. Every test must have the sam
 one that does not pass has its reason in that file, and none lacks a file. In a file of tests that
 the series itself changes, tests may be new, or begin to pass.
 
-Outcomes of the pinned source are kept under the build folder for as long as everything stays as it
-was that they are a matter of; `--fresh` runs it again.
+Outcomes of the pinned source are kept under the build folder, and committed, for as long as
+everything stays as it was that they are a matter of; `--fresh` runs it again.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from .stages import Plan
 
 FILE = "upstream_tests.toml"
 DATA = evidence.DATA / "upstream-tests.json"
+KEPT = "upstream-tests.json"
 COMMAND = "make upstream-tests"
 # What a test says that did not get a file, of the hub or of the tree.
 MISSING = re.compile(
@@ -239,6 +240,11 @@ def make_stand_ins(paths: Paths, environment: dict[str, str]) -> None:
         raise wrong(f"{' '.join(words)} ended with {done.returncode}", "its output is above")
 
 
+def outcomes_file(base: Base) -> Path:
+    """The committed outcomes of the pinned source, so that CI runs the series alone."""
+    return DATA.parent / base.name / "upstream-tests-base.json"
+
+
 def key_of(base: Base, about: dict[str, Any]) -> str:
     """Changes with whatever the outcomes of the pinned source are a matter of."""
     here, choice = Path(__file__), Choice.read(base.folder / FILE)
@@ -251,8 +257,10 @@ def key_of(base: Base, about: dict[str, Any]) -> str:
 def run_both(command: Command, choice: Choice, files: list[str], key: str) -> tuple[Run, Run]:
     """Run the files in the two trees; in the pinned source only what is not known of it."""
     paths, args = command.paths, command.args
-    kept = paths.state / "upstream-tests.json"
+    kept = paths.state / KEPT
     known = {} if args.fresh else evidence.load(kept)
+    if not args.fresh and known.get("key") != key:
+        known = evidence.load(outcomes_file(command.base))
     hub = paths.state.resolve() / "upstream-tests-hub"
     environment = {
         **engine.environment(paths, cpu=True),
@@ -337,7 +345,10 @@ def run(command: Command) -> Exit:
         data = evidence.read_any(DATA, base)
         if (data["files"], data["reasons"]) != (report["files"], report["reasons"]):
             raise wrong(f"{DATA} has other numbers of tests", f"run {COMMAND} pages")
+        if evidence.load(outcomes_file(base)) != evidence.load(paths.state / KEPT):
+            raise wrong(f"{outcomes_file(base)} has other outcomes", f"run {COMMAND} FRESH=1 pages")
     elif not args.only:
+        evidence.write(outcomes_file(base), evidence.load(paths.state / KEPT))
         evidence.write(DATA, report)
         command.say(f"wrote {DATA}; run make pages")
     return Exit.OK

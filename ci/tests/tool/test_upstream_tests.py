@@ -147,6 +147,25 @@ def test_the_pinned_source_runs_again_only_where_it_must(
     assert runs.read_text().split().count("0") == 3
 
 
+def test_a_fresh_clone_has_the_outcomes_of_the_pinned_source(
+    toy: Toy, upstream: Upstream, runs: Path
+) -> None:
+    upstream("vllm.COUNT != 1")
+    run(toy)
+    (toy.paths.state / upstream_tests.KEPT).unlink()
+    run(toy, "--check")
+    assert runs.read_text().split().count("0") == 1
+    committed = upstream_tests.outcomes_file(toy.base)
+    changed = committed.read_text().replace("passed", "failed", 1)
+    committed.write_text(changed)
+    (toy.paths.state / upstream_tests.KEPT).unlink()
+    assert "1 outcomes are not as they should be" in fails(toy, "--check").what
+    assert "has other outcomes" in fails(toy, "--check", "--fresh").what
+    committed.write_text(changed.replace('"key": "', '"key": "0'))
+    run(toy)
+    assert runs.read_text().split().count("0") == 2
+
+
 def test_a_pinned_source_that_had_a_problem_is_not_kept(
     toy: Toy, upstream: Upstream, runs: Path
 ) -> None:
