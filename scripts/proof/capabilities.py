@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """`capabilities`: what works, and the tests that show it.
 
-ci/capabilities.toml names the tests of each capability. Their outcomes are read from the reports of
-`make test-model` and `make test-all`, which must be of the tree of series.lock. A capability
-counts if all of its tests ran and passed; one that is named but did not run is an error, as is one
-that failed or was skipped. How many cases each test had is kept in docs/evidence/data, for every
-base; the page is made from that.
+capabilities.toml of the base names the tests of each capability. Their outcomes are read from the
+reports of `make test-model` and `make test-all`, which must be of the tree of series.lock. A
+capability counts if all of its tests ran and passed; one that is named but did not run is an error,
+as is one that failed or was skipped. How many cases each test had is kept in docs/evidence/data,
+for every base; the page is made from that.
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from series.command import Command
-from series.config import ROOT, Base, parse_toml, reading
+from series.config import Base, parse_toml, reading
 from series.errors import Exit
 
 from . import evidence, outcomes
 from .stages import Plan
 
-LIST = ROOT / "ci/capabilities.toml"
+SHOWN = 5
 HEAD = """\
 # What works, and the tests that show it
 
@@ -33,18 +32,17 @@ on the base and passed. File names are below `tests/` of the patched tree.
 class Capability:
     """One row: what, and the tests that show it.
 
-    `tests` are pytest node ids; one without parameters stands for all of its cases. `on` holds
-    other tests for a base, none if the base does not have the capability.
+    `tests` are pytest node ids; one without parameters stands for all of its cases.
     """
 
     group: str
     name: str
     tests: list[str]
     refused: bool = False
-    on: dict[str, list[str]] = field(default_factory=dict)
 
-    def tests_on(self, base: str) -> list[str]:
-        return self.on.get(base, self.tests)
+
+def list_file(base: Base) -> Path:
+    return base.folder / "capabilities.toml"
 
 
 def read_list(path: Path) -> list[Capability]:
@@ -56,12 +54,8 @@ def read_list(path: Path) -> list[Capability]:
     for c in capabilities:
         if names.count((c.group, c.name)) > 1:
             raise Exit.USAGE(f"{path} has {c.name!r} twice in {c.group!r}", hint)
-        if not c.tests and not any(c.on.values()):
+        if not c.tests:
             raise Exit.USAGE(f"{path}: {c.name!r} has no test", hint)
-    bases = {file.parent.name for file in (ROOT / "patches").glob("*/base.toml")}
-    unknown = {base for c in capabilities for base in c.on} - bases
-    if unknown:
-        raise Exit.USAGE(f"{path} names {', '.join(sorted(unknown))}, which is no base", hint)
     return capabilities
 
 
@@ -88,21 +82,22 @@ def read_runs(command: Command) -> dict[str, bool]:
     return passed
 
 
-def count_cases(capabilities: list[Capability], base: str, passed: dict[str, bool]) -> Any:
+def count_cases(path: Path, passed: dict[str, bool]) -> dict[str, int]:
     """How many cases each named test has; a SeriesError names each capability not shown."""
     cases: dict[str, int] = {}
     problems = []
-    for c in capabilities:
-        for node in c.tests_on(base):
+    for c in read_list(path):
+        for node in c.tests:
             found = [one for one in passed if one == node or one.startswith(f"{node}[")]
             cases[node] = len(found)
             if not found:
                 problems.append(f"{c.name}: {node} did not run")
             problems += [f"{c.name}: {one} did not pass" for one in found if not passed[one]]
     if problems:
+        rest = len(problems) - SHOWN
         raise Exit.FAILED(
-            f"{len(problems)} tests do not show what ci/capabilities.toml says: "
-            + ", ".join(problems),
+            f"{len(problems)} tests do not show what {path} says: {', '.join(problems[:SHOWN])}"
+            + (f" and {rest} more" if rest > 0 else ""),
             "correct the list, or tests.toml, or the series",
         )
     return cases
@@ -115,8 +110,8 @@ def data_file(base: str) -> Path:
 def run(command: Command) -> None:
     """Write what the last run shows of this base; with --check compare."""
     base = command.base
-    capabilities = read_list(LIST)
-    cases = count_cases(capabilities, base.name, read_runs(command))
+    capabilities = read_list(list_file(base))
+    cases = count_cases(list_file(base), read_runs(command))
     file = data_file(base.name)
     report = {**evidence.about(base, command.paths), "cases": cases}
     if not command.args.check:
@@ -138,22 +133,22 @@ def cell(text: str) -> str:
 
 def page(bases: list[Base]) -> str:
     """The page, from the committed data of every base."""
-    data = {b.name: evidence.read_any(data_file(b.name), b) for b in bases}
-    capabilities = read_list(LIST)
+    lines = [HEAD.rstrip("\n")]
+    for base in bases:
+        data, capabilities = (
+            evidence.read_any(data_file(base.name), base),
+            read_list(list_file(base)),
+        )
+        lines += ["", f"## {base.name}", "", evidence.origin(data, base)]
 
-    def describe(node: str) -> str:
-        count = max(one["cases"].get(node, 0) for one in data.values())
-        short = cell(node.removeprefix("tests/"))
-        return f"`{short}`" + (f" ({count} cases)" if count > 1 else "")
+        def describe(node: str, cases: dict[str, int] = data["cases"]) -> str:
+            count, short = cases.get(node, 0), cell(node.removeprefix("tests/"))
+            return f"`{short}`" + (f" ({count} cases)" if count > 1 else "")
 
-    lines = [HEAD, *(evidence.origin(one, b) for one, b in zip(data.values(), bases, strict=True))]
-    for group in dict.fromkeys(c.group for c in capabilities):
-        lines += ["", f"## {group}", "", f"| capability | {' | '.join(data)} | tests |"]
-        lines.append("| --- |" + " --- |" * (len(data) + 1))
-        for c in (c for c in capabilities if c.group == group):
-            verdict = "refused" if c.refused else "works"
-            verdicts = [verdict if c.tests_on(base) else "not there" for base in data]
-            nodes = dict.fromkeys(node for base in data for node in c.tests_on(base))
-            tests = "<br>".join(map(describe, nodes))
-            lines.append(f"| {cell(c.name)} | {' | '.join(verdicts)} | {tests} |")
+        for group in dict.fromkeys(c.group for c in capabilities):
+            lines += ["", f"### {group}", "", "| capability | | tests |", "| --- | --- | --- |"]
+            for c in (c for c in capabilities if c.group == group):
+                verdict = "refused" if c.refused else "works"
+                tests = "<br>".join(map(describe, c.tests))
+                lines.append(f"| {cell(c.name)} | {verdict} | {tests} |")
     return "\n".join(lines) + "\n"

@@ -41,6 +41,7 @@ from . import (
     upstream_tests,
 )
 
+# A page has the bases that have data under the name of the page.
 PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/capabilities.md": capabilities.page,
     "docs/evidence/drafts.md": drafts.page,
@@ -152,12 +153,17 @@ def without_run(text: str) -> str:
     return ""
 
 
+def whole_page(file: Path, make: Callable[[list[Base]], str]) -> str:
+    """A page that is generated as a whole, from the data of each base that has some."""
+    bases = [Base.load(base.parent.name) for base in sorted(ROOT.glob("patches/*/base.toml"))]
+    ran = [b for b in bases if any((evidence.DATA / b.name).glob(f"{file.stem}*.json"))]
+    others = "".join(f"\nNot run on {base.name} yet.\n" for base in bases if base not in ran)
+    return NOTE + make(ran) + others
+
+
 def run(command: Command) -> None:
     """Write what is generated; with --check compare, and raise Exit.FAILED if it differs."""
-    bases = [Base.load(file.parent.name) for file in sorted(ROOT.glob("patches/*/base.toml"))]
-    proven = [base for base in bases if (evidence.DATA / base.name).is_dir()]
-    others = "".join(f"\nNot run on {base.name} yet.\n" for base in bases if base not in proven)
-    whole = {ROOT / name: NOTE + make(proven) + others for name, make in PAGES.items()}
+    whole = {ROOT / name: whole_page(ROOT / name, make) for name, make in PAGES.items()}
     texts = whole | {f: generate(f) for f in documents(DOCUMENTS) if f not in whole}
     changed = []
     for file, text in texts.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of the stress test, from docs/evidence/data/stress.json.
+"""The page of the stress test, from stress.json of a base's data.
 
 The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
 
@@ -72,11 +72,16 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def page(bases: list[Base]) -> str:
-    """The whole page; `bases` are not asked, as a run names its day."""
-    data = evidence.load(evidence.DATA / "stress.json")
-    text = f"{HEAD}\n## The last run\n\n{data['sitting']}. {describe(data['run'])}\n"
+    """The whole page."""
+    return HEAD + "".join(map(part, bases)) + HIDDEN
+
+
+def part(base: Base) -> str:
+    """What a page says of a base; a run names its day, and is of any tree."""
+    data = evidence.load(evidence.DATA / base.name / "stress.json")
+    text = f"\n## {base.name}: the last run\n\n{data['sitting']}. {describe(data['run'])}\n"
     text += (
-        "## With fixes taken out\n\n"
+        f"## {base.name}: with fixes taken out\n\n"
         f"{data['short']['requests']} requests, seed {data['short']['seed']}; with all fixes "
         f"{data['short']['wrong'] + data['short']['not answered']} are wrong. The code of the "
         "named patches is taken out, the rest is as it is. Servers answer many at a time, so how "
@@ -86,4 +91,4 @@ def page(bases: list[Base]) -> str:
     for row in data["without"]:
         names = ", ".join(row["patches"])
         text += f"| {names} | {row['subject']} | {row['faults']} | {row['first']} |\n"
-    return text + HIDDEN
+    return text

@@ -164,7 +164,7 @@ def compare(row: dict[str, Any], reference: dict[str, Any], plan: Plan) -> dict[
 
 
 def data_file(base: str) -> Path:
-    return evidence.DATA / base / "transformers.json"
+    return evidence.DATA / base / "transformers-releases.json"
 
 
 def run(command: Command) -> Exit:

@@ -39,7 +39,6 @@ from .runner import Ended, Progress, Warm, Worktrees, start
 from .stages import Plan
 
 FILE = "upstream_tests.toml"
-DATA = evidence.DATA / "upstream-tests.json"
 KEPT = "upstream-tests.json"
 COMMAND = "make upstream-tests"
 # What a test says that did not get a file, of the hub or of the tree.
@@ -240,9 +239,13 @@ def make_stand_ins(paths: Paths, environment: dict[str, str]) -> None:
         raise wrong(f"{' '.join(words)} ended with {done.returncode}", "its output is above")
 
 
+def data_file(base: Base) -> Path:
+    return evidence.DATA / base.name / "upstream-tests.json"
+
+
 def outcomes_file(base: Base) -> Path:
     """The committed outcomes of the pinned source, so that CI runs the series alone."""
-    return DATA.parent / base.name / "upstream-tests-base.json"
+    return data_file(base).with_name("upstream-tests-base.json")
 
 
 def key_of(base: Base, about: dict[str, Any]) -> str:
@@ -342,15 +345,15 @@ def run(command: Command) -> Exit:
     if found:
         raise wrong(f"{len(found)} outcomes are not as they should be", "they are above")
     if args.check and not args.only:
-        data = evidence.read_any(DATA, base)
+        data = evidence.read_any(data_file(base), base)
         if (data["files"], data["reasons"]) != (report["files"], report["reasons"]):
-            raise wrong(f"{DATA} has other numbers of tests", f"run {COMMAND} pages")
+            raise wrong(f"{data_file(base)} has other numbers of tests", f"run {COMMAND} pages")
         if evidence.load(outcomes_file(base)) != evidence.load(paths.state / KEPT):
             raise wrong(f"{outcomes_file(base)} has other outcomes", f"run {COMMAND} FRESH=1 pages")
     elif not args.only:
         evidence.write(outcomes_file(base), evidence.load(paths.state / KEPT))
-        evidence.write(DATA, report)
-        command.say(f"wrote {DATA}; run make pages")
+        evidence.write(data_file(base), report)
+        command.say(f"wrote {data_file(base)}; run make pages")
     return Exit.OK
 
 
@@ -373,12 +376,9 @@ def page(bases: list[Base]) -> str:
     ]
     for base in bases:
         lines += ["", f"## {base.name}", ""]
-        if not DATA.is_file():
-            lines.append(f"Not run yet: `{COMMAND} pages`.")
-            continue
-        data, choice = evidence.read_any(DATA, base), Choice.read(base.folder / FILE)
+        data, choice = evidence.read_any(data_file(base), base), Choice.read(base.folder / FILE)
         if sorted(data["files"]) != choice.files or set(data["reasons"]) != set(choice.starts):
-            raise wrong(f"{DATA} is not of {FILE}", f"run {COMMAND}")
+            raise wrong(f"{data_file(base)} is not of {FILE}", f"run {COMMAND}")
         sums = {
             k: sum(c[k] for c in data["files"].values()) for k in ("passed", "failed", "skipped")
         }

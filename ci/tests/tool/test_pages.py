@@ -67,11 +67,10 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     monkeypatch.setattr(Base, "load", lambda name, root=tmp_path: load(name, root))
     monkeypatch.setattr(evidence, "DATA", one.data)
     monkeypatch.setattr(pages, "ROOT", tmp_path)
-    monkeypatch.setattr(capabilities, "LIST", tmp_path / "ci/capabilities.toml")
     base = Base.load("v0.19.1")
     about = evidence.about(base, Paths(tmp_path / "build", base.name))
-    listed = capabilities.read_list(capabilities.LIST)
-    cases = {node: 2 for c in listed for node in c.tests_on(base.name)}
+    listed = capabilities.read_list(capabilities.list_file(base))
+    cases = {node: 2 for c in listed for node in c.tests}
     evidence.write(capabilities.data_file(base.name), {**about, "cases": cases})
     planted = [
         {"name": m.name, "by": "failure", "seconds": 2, "tree": about["tree"], "key": ""}
@@ -87,7 +86,7 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     asked = {"requests": 1, "accepted": {"1": [1, 2]}, "rows": {"n": dict.fromkeys(names, counts)}}
     for scheduling in drafts.SCHEDULING:
         evidence.write(drafts.data_file(base.name, scheduling), {**about, **asked})
-    shutil.copy(REPO / "docs/evidence/data/stress.json", one.data)
+    shutil.copy(REPO / "docs/evidence/data/v0.19.1/stress.json", one.data / "v0.19.1")
     one.write("")
     one.run()
     return one

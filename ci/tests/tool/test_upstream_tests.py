@@ -55,7 +55,7 @@ def upstream(
     """Give the toy's pinned source a test of this condition, below the same two patches."""
     monkeypatch.setattr(upstream_tests, "start", warm.start)
     monkeypatch.setattr(upstream_tests, "make_stand_ins", lambda *_: None)
-    monkeypatch.setattr(upstream_tests, "DATA", tmp_path / "upstream-tests.json")
+    monkeypatch.setattr(evidence, "DATA", tmp_path / "data")
     (toy.base.folder / "tests.toml").write_text(toy.plan.read_text())
     write(toy, CHOICE)
     tree = toy.paths.tree
@@ -94,7 +94,7 @@ def test_the_same_outcomes_pass(toy: Toy, upstream: Upstream) -> None:
     upstream("True")
     assert "is missing" in fails(toy, "--check").what
     run(toy)
-    data = json.loads(upstream_tests.DATA.read_text())
+    data = json.loads(upstream_tests.data_file(toy.base).read_text())
     assert data["files"] == {FILE: {"passed": 2, "failed": 0, "skipped": 1}}
     assert data["reasons"] == {f"{FILE}::test_gpu": 1}
     assert data["tree"] == evidence.tree_of(toy.base)
@@ -103,7 +103,7 @@ def test_the_same_outcomes_pass(toy: Toy, upstream: Upstream) -> None:
     assert "| it needs a GPU | 1 | `test_upstream.py::test_gpu` |" in page
     run(toy, "--check")
     data["files"][FILE]["passed"] = 3
-    evidence.write(upstream_tests.DATA, data)
+    evidence.write(upstream_tests.data_file(toy.base), data)
     assert "other numbers" in fails(toy, "--check").what
     assert git(toy.paths.tree, "status", "--porcelain") == ""
 
@@ -126,8 +126,7 @@ def test_other_outcomes_fail(
     upstream(condition)
     assert fails(toy).what == "1 outcomes are not as they should be"
     assert f"{FILE}::test_other: {said}" in capsys.readouterr().out
-    assert not upstream_tests.DATA.exists()
-    assert "Not run yet" in upstream_tests.page([toy.base])
+    assert not upstream_tests.data_file(toy.base).exists()
 
 
 def test_the_pinned_source_runs_again_only_where_it_must(
@@ -197,7 +196,7 @@ def test_left_out_tests_do_not_run(toy: Toy, upstream: Upstream) -> None:
     upstream("False")
     write(toy, CHOICE.replace("[left_out]", f'[left_out]\n"{FILE}::test_other" = "slow"'))
     run(toy)
-    assert json.loads(upstream_tests.DATA.read_text())["files"][FILE]["passed"] == 1
+    assert json.loads(upstream_tests.data_file(toy.base).read_text())["files"][FILE]["passed"] == 1
     assert "| `test_upstream.py::test_other` | slow |" in upstream_tests.page([toy.base])
 
 
