@@ -149,15 +149,24 @@ def compare(ours: Run, reference: Run) -> bool:
     return same and difference <= TOLERANCE
 
 
+LOUD = (
+    "torch.utils.cpp_extension",
+    "torch._opaque_base",
+    "torch._library.opaque_object",
+    "vllm.triton_utils.importing",
+)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what nobody who looks at an answer can use; errors and all else stay.
 
-    That is Gloo's lines, which C++ prints to standard output, torch's remark that it found a CUDA
-    folder without a GPU, and what libraries announce about their future.
+    That is Gloo's lines, which C++ prints to standard output, remarks about a CUDA folder without a
+    GPU and Triton without a CPU, and what libraries announce about their future.
     """
     warnings.simplefilter("ignore", FutureWarning)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     sys.stdout.flush()
     stdout = os.dup(1)
     with tempfile.TemporaryFile() as lines:
