@@ -192,6 +192,12 @@ def test_a_choice_that_is_not_of_the_tree_is_refused(
     assert said in fails(toy).what
 
 
+def test_a_base_without_a_list(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    run(toy, "--check")
+    assert "are not run on it" in capsys.readouterr().out
+    assert "cannot be read" in fails(toy).what
+
+
 def test_left_out_tests_do_not_run(toy: Toy, upstream: Upstream) -> None:
     upstream("False")
     write(toy, CHOICE.replace("[left_out]", f'[left_out]\n"{FILE}::test_other" = "slow"'))
