@@ -35,7 +35,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts stress train mutate transformers bench gpu-pack \
+  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack \
   locks
 
 ##@ use
@@ -45,7 +45,7 @@ help:  ## print this list
 	@sed -n -e 's/^##@ \(.*\)/|\1/p' -e 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile \
 	  | awk -F'|' '/^\|/ { printf "\n%s:\n", $$2; next } { printf "%-15s %s\n", $$1, $$2 }'
 	@echo; echo "variables: BASE BUILD_DIR SOURCE SOURCES DEVICE KERNELS CUDA_ARCHS TORCH_INDEX"
-	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH PEER START REF VERSION POLICY OUT PATCH RUN LOCK HASH FLAGS CONCURRENCY (see docs/maintain/workflow.md#variables)"
+	@echo "           KERNEL_CACHE PYTHON JOBS MODEL REV DROP FRESH PEER START REF VERSION POLICY OUT PATCH RUN LOCK HASH FLAGS CONCURRENCY OPEN_WEBUI (see docs/maintain/workflow.md#variables)"
 
 doctor:  ## name each missing prerequisite and how to get it
 	@$(SERIES) doctor $(COMMON) $(BUILD)
@@ -148,6 +148,9 @@ lossless: build  ## check that drafts change no answer, option by option (15 min
 
 drafts: build  ## each option of a request with 1 to 4 drafts, against without (4 minutes)
 	@$(SERIES) drafts $(COMMON)
+
+clients: build  ## a served model by its clients; OPEN_WEBUI=program tests that front end, too (5 minutes)
+	@$(SERIES) clients $(COMMON) $(if $(OPEN_WEBUI),--open-webui '$(OPEN_WEBUI)')
 
 stress: build  ## 3000 random requests to servers; each answer is that of the request alone (8 minutes)
 	@$(SERIES) stress $(COMMON)

@@ -33,6 +33,7 @@ from use import sizing
 
 from . import (
     capabilities,
+    clients,
     drafts,
     evidence,
     mutants,
@@ -44,6 +45,7 @@ from . import (
 # A page has the bases that have data under the name of the page.
 PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/capabilities.md": capabilities.page,
+    "docs/evidence/client-table.md": clients.page,
     "docs/evidence/drafts.md": drafts.page,
     "docs/evidence/mutations.md": mutants.page,
     "docs/evidence/stress.md": stress_page.page,

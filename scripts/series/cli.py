@@ -62,6 +62,7 @@ MAINTAIN = {
     "pages": Verb("proof.pages", "write what is generated in the documents, from runs"),
     "mutate": Verb("proof.mutants", "plant errors in the model; a named test must detect each"),
     "transformers": Verb("proof.transformers_releases", "the same tokens under five releases"),
+    "clients": Verb("proof.clients", "what clients and front ends get of a server"),
     "drafts": Verb("proof.drafts", "each option of a request with drafts, against without"),
     "evaluate": Verb("series.programs", "held-out accuracy and acceptance of the tiny model"),
     "lossless": Verb("series.programs", "check that drafts change no answer, option by option"),

@@ -30,6 +30,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
+from proof import commands  # noqa: E402
 from series.errors import Exit  # noqa: E402
 from tiny import task  # noqa: E402
 from use import serve  # noqa: E402
@@ -188,18 +189,97 @@ def test_the_curl_line_and_the_program_work(served: Served) -> None:
     assert served.metrics()["vllm:request_success_total"] == before + 2
 
 
-def test_vllm_chat(served: Served) -> None:
-    """vLLM's own client on a terminal."""
+def vllm_client(served: Served, command: str, *words: str, lines: str = "") -> str:
+    """vLLM's own client on a terminal; what it prints below the model's name."""
     done = subprocess.run(
-        [*VLLM, "chat", "--url", f"{served.start.url}/v1", "-q", "7 x 8"],
+        [*VLLM, command, "--url", f"{served.start.url}/v1", *words],
+        input=lines,
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    _, _, said = done.stdout.partition(f"Using model: {served.start.name}\n")
-    assert said.strip()
+    _, found, said = done.stdout.partition(f"Using model: {served.start.name}\n")
+    assert found
+    return said
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_one_question_of_vllms_client(served: Served, command: str) -> None:
+    assert vllm_client(served, command, "-q", "7 x 8").strip()
+
+
+def test_lines_for_vllm_chat(served: Served) -> None:
+    """A conversation: the second question goes with the first, its answer and the system prompt."""
+    system = ["--system-prompt", "Answer in a few words."]
+    before = served.metrics()
+    said = vllm_client(served, "chat", *system, lines="7 x 8\n7 x 8\n")
+    assert said.startswith("Please enter a message") and said.count("> ") == 3
+    now = served.metrics()
+    asked, tokens = (
+        now[f"vllm:{name}_total"] - before[f"vllm:{name}_total"]
+        for name in ("request_success", "prompt_tokens")
+    )
+    alone = served.chat("7 x 8", max_tokens=1, extra_body={}).usage.prompt_tokens
+    assert asked == 2 and tokens > 3 * alone
+
+
+def test_lines_for_vllm_complete(served: Served) -> None:
+    """Each text stands alone."""
+    before = served.metrics()["vllm:prompt_tokens_total"]
+    lines = "the rain fell\nthe rain fell\n"
+    said = vllm_client(served, "complete", "--max-tokens", "4", lines=lines)
+    assert said.startswith("Please enter prompt") and said.count("> ") == 3
+    alone = served.client.completions.create(model="tiny", prompt="the rain fell", max_tokens=1)
+    now = served.metrics()["vllm:prompt_tokens_total"]
+    assert now - before == 3 * alone.usage.prompt_tokens
+
+
+RELEASE = "LGAI-EXAONE/EXAONE-4.5-33B"
+SAID = [*commands.of("curl"), *commands.of("vllm", "chat"), *commands.of("vllm", "complete")]
+
+
+@pytest.mark.parametrize("line", SAID, ids=lambda line: line.text[:60])
+def test_the_commands_of_the_documents(served: Served, line: commands.Line) -> None:
+    """As written, but for the address and the model's name."""
+    text = line.text.replace("http://localhost:8000", served.start.url).replace(RELEASE, "tiny")
+    assert served.start.url in text
+    vllm = Path(sys.executable).with_name("vllm")
+    done = subprocess.run(
+        re.sub("^vllm ", f"{vllm} ", text),
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "/chat/completions" in text:
+        message = json.loads(done.stdout)["choices"][0]["message"]
+        assert message["content"] and "reasoning" in message
+    elif "/metrics" in text:
+        # What the page looks for there.
+        (after,) = [one for one in commands.of("grep") if one.page == line.page]
+        assert after.bare[1] in done.stdout
+    else:
+        assert "Using model: tiny" in done.stdout
+
+
+def test_the_program_of_the_quickstart(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,) = [
+        block.text
+        for block in commands.blocks()
+        if block.page == "docs/use/quickstart.md" and "import base64" in block.text
+    ]
+    one_of("picture").images[0].save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    program = program.replace("http://localhost:8000", served.start.url).replace(RELEASE, "tiny")
+    printed: list[str] = []
+    exec(compile(program, "quickstart.md", "exec"), {"print": printed.append})
+    assert len(printed) == 1 and printed[0]
 
 
 def test_the_log_is_in_the_file(served: Served) -> None:

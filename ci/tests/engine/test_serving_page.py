@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What docs/use/serving.md tells users to do, against vLLM itself; `make test-model` runs this.
 
-Commands go through vLLM's own parser, Python is run on the trained checkpoint, error messages
-are looked up in the source, and parameter counts are compared with transformers' model.
+Commands, of every document, go through vLLM's own parser, Python is run on the trained checkpoint,
+error messages are looked up in the source, and parameter counts are compared with transformers'
+model.
 """
 
 import ast
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from bench import dims, memory  # noqa: E402
+from proof import commands  # noqa: E402
 from tiny import checkpoint, task  # noqa: E402
 
 PAGE = (REPOSITORY / "docs" / "use" / "serving.md").read_text()
@@ -35,8 +37,8 @@ def get_blocks(language: str) -> list[str]:
 
 
 def get_commands() -> list[str]:
-    joined = "".join(get_blocks("bash")).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip()]
+    """Of every document."""
+    return [shlex.join(line.bare) for line in commands.of("vllm", "serve")]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +59,7 @@ def test_command_is_accepted(parser: Any, command: str) -> None:
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word)]
-    assert words[:2] == ["vllm", "serve"]
-    args = parser.parse_args(words[2:])
+    args = parser.parse_args(shlex.split(command)[2:])
     validate_parsed_serve_args(args)
     assert args.model_tag.endswith(("EXAONE-4.5-33B", "EXAONE-4.5-33B-FP8"))
     if args.structured_outputs_config.reasoning_parser:
