@@ -21,7 +21,7 @@ from series.command import Command
 from series.config import ROOT
 from series.errors import Exit
 
-from . import headers, layout, model_config
+from . import headers, layout, model_config, parts
 from .headers import BadFileError, Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -148,6 +148,8 @@ def check_shards(found: Checkpoint) -> None:
     if weights is not None:
         try:
             named = dict(weights["weight_map"])
+            if not all(isinstance(file, str) for file in named.values()):
+                raise TypeError
         except (TypeError, KeyError, ValueError):
             found.wrong(INDEX, "it has no weight_map", AGAIN)
             return
@@ -191,7 +193,10 @@ def read_headers(
             bad += 1
             continue
         except OSError as error:
-            found.wrong(name, f"it cannot be read: {error.strerror}", "look at its permissions")
+            is_link = (found.folder / name).is_symlink() and isinstance(error, FileNotFoundError)
+            what = "it links to nothing" if is_link else f"it cannot be read: {error.strerror}"
+            todo = AGAIN if is_link else "look at what it is, and at its permissions"
+            found.wrong(name, what, todo)
             bad += 1
             continue
         for tensor in tensors:
@@ -215,7 +220,13 @@ def read_headers(
 
 def check_tensors(found: Checkpoint, config: model_config.ModelConfig) -> None:
     """Names, shapes and types: missing, without a place, of another shape or type."""
+    if config.quantization is None and config.top.get("quantization_config") is not None:
+        found.wrong("config.json", "quantization_config is no object", model_config.DOWNLOAD)
+        return
     quantization = layout.Quantization(config.quantization)
+    if problem := quantization.problem():
+        found.wrong("quantization_config", problem, model_config.DOWNLOAD)
+        return
     expected, unknown = layout.make(config.text, config.vision, quantization, found.tensors)
     check_quantization(found, config, quantization)
     drafts = {name for name in found.tensors if name.startswith(layout.DRAFT)}
@@ -334,8 +345,15 @@ def check_quantization(
 
 def check_tokenizer(found: Checkpoint) -> None:
     tokenizer = found.read_json("tokenizer.json")
-    if found.read_json("tokenizer_config.json") is None or tokenizer is None:
+    settings = found.read_json("tokenizer_config.json")
+    if settings is None or tokenizer is None:
         return
+    if not isinstance(settings, dict):
+        found.wrong("tokenizer_config.json", "it is no JSON object", AGAIN)
+        return
+    if not (parts.read_template(found.folder) or "").strip():
+        what = "there is none: requests for a chat get status 400"
+        found.wrong("chat template", what, "download chat_template.jinja")
     try:
         added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
         vocab = tokenizer["model"]["vocab"]
@@ -385,23 +403,41 @@ def check_processor(found: Checkpoint) -> None:
         found.note(name, f"{what}: read as Qwen2VL's")
     if not image.get("image_mean") or not image.get("image_std"):
         found.note(name, "no image_mean or image_std: Qwen2VL's defaults are used")
+    elif problem := bad_normalization(image["image_mean"], image["image_std"]):
+        found.wrong(name, problem, AGAIN)
     config = found.config
-    if config is not None and not config.wrong:
+    both = {name: image, "video_preprocessor_config.json": video}
+    for file, given in both.items():
+        if config is None or config.wrong:
+            break
         for ours, theirs in (
             ("patch_size", "patch_size"),
             ("temporal_patch_size", "temporal_patch_size"),
             ("merge_size", "spatial_merge_size"),
         ):
-            if image.get(ours, config.vision[theirs]) != config.vision[theirs]:
-                what = f"{ours} is {image[ours]}, vision_config.{theirs} {config.vision[theirs]}"
-                found.wrong(name, what, "both are of one release: download them again")
+            want = config.vision[theirs]
+            if isinstance(given, dict) and given.get(ours, want) != want:
+                what = f"{ours} is {given[ours]!r}, vision_config.{theirs} {want}"
+                found.wrong(file, what, "both are of one release: download them again")
     size = image.get("size") or {}
+    if not isinstance(size, dict):
+        found.wrong(name, f"size is {size!r}, not shortest_edge and longest_edge", AGAIN)
+        return
     least = image.get("min_pixels") or size.get("shortest_edge") or 3136
     most = image.get("max_pixels") or size.get("longest_edge") or 3211264
     if not all(isinstance(n, int) and n > 0 for n in (least, most)) or least > most:
-        found.wrong(name, f"min_pixels {least} and max_pixels {most} leave no size", AGAIN)
+        found.wrong(name, f"min_pixels {least!r} and max_pixels {most!r} leave no size", AGAIN)
     if len(found.wrongs) == before:
         found.ok(name, f"images of {least // 784} to {most // 784} tokens")
+
+
+def bad_normalization(mean: Any, std: Any) -> str:
+    """What is wrong with a mean and a deviation of three colors; '' if nothing is."""
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        is_list = isinstance(values, list) and len(values) == 3
+        if not is_list or not all(isinstance(v, int | float) for v in values):
+            return f"{name} is {values!r}, not three numbers"
+    return "" if all(std) else f"image_std {std!r} divides by zero"
 
 
 def check_generation(found: Checkpoint) -> None:
@@ -410,7 +446,22 @@ def check_generation(found: Checkpoint) -> None:
         if not (found.folder / "generation_config.json").exists():
             found.note("generation_config.json", "there is none: the server's own sampling")
         return
+    if not isinstance(chosen, dict):
+        found.wrong("generation_config.json", "it is no JSON object", AGAIN)
+        return
     shown = {k: chosen[k] for k in ("temperature", "top_p", "top_k") if k in chosen}
+    for key, value in shown.items():
+        if not isinstance(value, int | float):
+            found.wrong("generation_config.json", f"{key} is {value!r}, not a number", AGAIN)
+            return
+    ends = chosen.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    config = found.config
+    if config is not None and not config.wrong:
+        beyond = [end for end in ends if isinstance(end, int) and end >= config.text["vocab_size"]]
+        if beyond:
+            what = f"eos_token_id {beyond[0]} is in no vocabulary of {config.text['vocab_size']}"
+            found.wrong("generation_config.json", what, "take the file of the release")
     if shown:
         found.note("generation_config.json", f"requests that set none get {shown}")
 

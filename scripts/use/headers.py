@@ -75,7 +75,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         tensors, places = {}, []
         for name, entry in entries.items():
             begin, end = entry["data_offsets"]
-            tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), end - begin)
+            tensors[name] = Tensor(str(entry["dtype"]), tuple(entry["shape"]), end - begin)
             places.append((begin, end, name))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFileError(f"its header cannot be read: {error!r}") from error

@@ -132,6 +132,28 @@ class Quantization:
         self.config = config or {}
         self.method = str(self.config.get("quant_method", "")) if config else ""
 
+    def problem(self) -> str:
+        """What of it has another form than vLLM reads; '' if nothing has."""
+        groups = self.config.get("config_groups") or {}
+        if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+            return "config_groups is no object of objects"
+        lists = {key: self.config.get(key) or [] for key in IGNORE_LISTS}
+        lists |= {
+            f"targets of {name}": group.get("targets") or [] for name, group in groups.items()
+        }
+        for key, entries in lists.items():
+            if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
+                return f"{key} is no list of names"
+            for entry in (e for e in entries if e.startswith("re:")):
+                try:
+                    re.compile(entry[3:])
+                except re.error as error:
+                    return f"{entry!r} in {key} is no regular expression: {error}"
+        for key in ("bits", "group_size") if self.method == "gptq" else ():
+            if not isinstance(self.config.get(key), int):
+                return f"gptq needs {key}, an integer"
+        return ""
+
     def is_ignored(self, module: str) -> bool:
         """As the series reads ignore lists: a name, a parent, a part of it, or an expression."""
         names = [module]

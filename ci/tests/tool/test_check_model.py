@@ -103,6 +103,36 @@ def cut(folder: Path) -> None:
         file.truncate(1_000_000)
 
 
+def change_header(name: str, **fields: Any) -> Change:
+    """A change of one entry of the first file's header."""
+
+    def apply(folder: Path) -> None:
+        data = (folder / FIRST).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8:start])
+        entries[name].update(fields)
+        header = json.dumps(entries).encode()
+        rest = data[start:]
+        (folder / FIRST).write_bytes(len(header).to_bytes(8, "little") + header + rest)
+
+    return apply
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    (folder / SECOND).symlink_to(f"../blobs/{'a' * 64}")
+
+
+def processor(**fields: Any) -> Change:
+    return lambda folder: edit(
+        folder / "preprocessor_config.json", lambda data: data.update(fields)
+    )
+
+
+def generation(**fields: Any) -> Change:
+    return lambda folder: edit(folder / "generation_config.json", lambda data: data.update(fields))
+
+
 def leave_pointer(folder: Path) -> None:
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4523432\n"
     (folder / FIRST).write_text(text)
@@ -212,6 +242,74 @@ BROKEN: dict[str, tuple[Change, str]] = {
             folder / "preprocessor_config.json", lambda data: data.update(patch_size=16)
         ),
         "preprocessor_config.json: patch_size is 16, vision_config.patch_size 14; both",
+    ),
+    # What a second look found: each ended in a traceback, or was called well.
+    "an index of numbers": (
+        lambda folder: edit(folder / INDEX, lambda data: data["weight_map"].update({NORM: 3})),
+        f"{INDEX}: it has no weight_map; download",
+    ),
+    "a type that is no text": (
+        change_header(NORM, dtype=["BF16"]),
+        rf"{FIRST}: {NORM} has the unknown type \['BF16'\]; see",
+    ),
+    "a link to nothing": (link_to_nothing, f"{SECOND}: it links to nothing; download it again"),
+    "a quantization that is a word": (
+        config(quantization_config="fp8"),
+        "config.json: quantization_config is no object; take",
+    ),
+    "an ignore list that is a word": (
+        config(quantization_config={"quant_method": "fp8", "ignored_layers": "lm_head"}),
+        "quantization_config: ignored_layers is no list of names; take",
+    ),
+    "an expression that is none": (
+        config(quantization_config={"quant_method": "compressed-tensors", "ignore": ["re:("]}),
+        r"quantization_config: 're:\(' in ignore is no regular expression: .*; take",
+    ),
+    "groups that are a list": (
+        config(quantization_config={"quant_method": "compressed-tensors", "config_groups": [1]}),
+        "quantization_config: config_groups is no object of objects; take",
+    ),
+    "gptq without its bits": (
+        config(quantization_config={"quant_method": "gptq", "group_size": 128}),
+        "quantization_config: gptq needs bits, an integer; take",
+    ),
+    "a size that is a number": (
+        processor(size=448),
+        "preprocessor_config.json: size is 448, not shortest_edge and longest_edge; download",
+    ),
+    "one mean for three colors": (
+        processor(image_mean=[0.5], image_std=[0.5]),
+        r"preprocessor_config.json: image_mean is \[0.5\], not three numbers; download",
+    ),
+    "a deviation of nothing": (
+        processor(image_mean=[0.5] * 3, image_std=[0, 0, 0]),
+        r"preprocessor_config.json: image_std \[0, 0, 0\] divides by zero; download",
+    ),
+    "another processor for videos": (
+        lambda folder: edit(
+            folder / "video_preprocessor_config.json", lambda data: data.update(merge_size=4)
+        ),
+        "video_preprocessor_config.json: merge_size is 4, vision_config.spatial_merge_size 2; bot",
+    ),
+    "settings of the tokenizer that are a list": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "tokenizer_config.json: it is no JSON object; download",
+    ),
+    "no chat template": (
+        lambda folder: (folder / "chat_template.jinja").unlink(),
+        "chat template: there is none: requests for a chat get status 400; download",
+    ),
+    "an end that is no token": (
+        generation(eos_token_id=[53, 999]),
+        "generation_config.json: eos_token_id 999 is in no vocabulary of 384; take",
+    ),
+    "a temperature in words": (
+        generation(temperature="hot"),
+        "generation_config.json: temperature is 'hot', not a number; download",
+    ),
+    "sampling that is a list": (
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        "generation_config.json: it is no JSON object; download",
     ),
 }
 
