@@ -77,7 +77,7 @@ One server as `make serve` starts it, with the [tiny trained
 model](../../scripts/models/tiny/README.md) and three draft tokens, on a CPU; asked over HTTP by the
 `openai` package, by vLLM's own clients and through Open WebUI, which is asked as its page asks it
 ([settings](../use/clients.md#open-webui)). *Holds*: every test of the row ran and passed; their
-number is in parentheses. Made by `make clients OPEN_WEBUI=its program`.
+number is in parentheses. Made by `make clients OPEN_WEBUI=PROGRAM`.
 """
 
 

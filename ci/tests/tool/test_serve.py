@@ -108,6 +108,14 @@ def test_what_cannot_be_held_is_refused_with_what_would_fit(
         assert plan(model, cards, *words.split(), concurrency=int(match[1])).is_easy
 
 
+def test_the_error_of_the_sizing_page() -> None:
+    """The whole context on one card of 80 GB, as the page shows it."""
+    page = (ROOT / "docs/use/sizing.md").read_text()
+    with failing(Exit.USAGE) as caught:
+        plan(BF16, [H100])
+    assert f"```text\nerror: {caught.value}\n```" in page
+
+
 def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "read_memory", lambda: 16 * GIB)
     with failing(Exit.USAGE, "this memory cannot hold") as caught:
