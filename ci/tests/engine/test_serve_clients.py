@@ -571,7 +571,7 @@ def test_sigterm_waits_for_the_requests_that_it_has(served: Served) -> None:
 
     def client() -> None:
         # Few enough for a slow machine to write within the time for it.
-        for piece in endless(served, stream=True, max_tokens=200):
+        for piece in endless(served, stream=True, max_tokens=100):
             pieces.append(piece)
             begun.set()
 
@@ -586,7 +586,7 @@ def test_sigterm_waits_for_the_requests_that_it_has(served: Served) -> None:
     for thread in threads:
         thread.join(60)
     finish = [piece.choices[0].finish_reason for piece in pieces]
-    assert len(finish) > 50
+    assert len(finish) > 25
     assert finish == [None] * (len(finish) - 1) + ["length"]
     assert said[0].startswith(f"serving   tiny at {served.start.url}/v1 after ")
     assert said[-1] == "stopped"
