@@ -13,7 +13,7 @@ import pytest
 
 from bench import memory
 from conftest import REPO, call, failing
-from proof import capabilities, drafts, evidence, mutants, pages, transformers_releases
+from proof import capabilities, clients, drafts, evidence, mutants, pages, transformers_releases
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
 
@@ -87,6 +87,11 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Documents:
     for scheduling in drafts.SCHEDULING:
         evidence.write(drafts.data_file(base.name, scheduling), {**about, **asked})
     shutil.copy(REPO / "docs/evidence/data/v0.19.1/stress.json", one.data / "v0.19.1")
+    served = {
+        file: {test: [1, 1] for tests in rows.values() for test in tests}
+        for file, rows in clients.CASES.items()
+    }
+    evidence.write(clients.data_file(base.name), {**about, "tests": served})
     one.write("")
     one.run()
     return one
