@@ -27,10 +27,12 @@ CHECKS = (
     ("codespell_lib", "--ignore-multiline-regex", r"\n---\n.*", "git:*.patch"),
     # Without the network: what it would ask GitHub is asked when an action is pinned.
     ("zizmor", "--offline", "--quiet", ".github/workflows"),
+    # Not with whatever shellcheck and pyflakes PATH has.
+    ("actionlint", "-shellcheck=", "-pyflakes="),
     ("mypy",),
     ("pytest", "-q", "-n", "auto", "-m", "not long", "ci/tests/tool"),
 )
-NO_PYTHON = ("shellcheck", "hadolint", "zizmor")
+NO_PYTHON = ("shellcheck", "hadolint", "zizmor", "actionlint")
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
