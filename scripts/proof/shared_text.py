@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of the text for EXAONE-4.5 is the same on two bases.
+
+    PYTHONPATH=scripts python3 -m proof.shared_text v0.19.1 v0.33.0 [FOLDER]
+
+Lines of code that patches add are compared, without comments, imports and blank lines, file by file
+with difflib: of each patch of the second base, and of the model (every file with `exaone4_5` in its
+path). With the FOLDER of the second base's source, its own files of the model count as that base's
+text too, and the difference is written to `build/<base>/logs/shared-text.diff`.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from series import patches
+from series.config import ROOT, Base, Paths
+from series.patches import Mail
+
+MODEL = re.compile(r"^vllm/.*exaone4_5")
+IGNORED = re.compile(r"^\s*(#.*|(from|import) .*|[\])}]*,?|\"\"\".*)$")
+
+
+def code(lines: list[str]) -> list[str]:
+    return [line.rstrip() for line in lines if not IGNORED.match(line)]
+
+
+def added(base: Base) -> dict[str, dict[str, list[str]]]:
+    """Patch -> path -> the lines of code that it adds."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, data in patches.read(base).items():
+        files: dict[str, list[str]] = {}
+        path = ""
+        for line in Mail.parse(data).diff.split("\n"):
+            if line.startswith("+++ "):
+                path = line.removeprefix("+++ b/")
+            elif line.startswith("+"):
+                files.setdefault(path, []).append(line[1:])
+        found[name] = {path: code(lines) for path, lines in files.items() if path.endswith(".py")}
+    return found
+
+
+def shared(one: list[str], other: list[str]) -> int:
+    """How many lines of `one` stand in `other`, in the same order."""
+    blocks = difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks)
+
+
+def of_patches(
+    first: Mapping[str, Mapping[str, list[str]]], second: Mapping[str, Mapping[str, list[str]]]
+) -> list[tuple[str, int, int]]:
+    """For each patch of the second base its lines, and those that a patch of the same name adds on
+    the first one, in any file: files move between releases."""
+    rows = []
+    for name, files in second.items():
+        there = [line for lines in first.get(name, {}).values() for line in lines]
+        rows.append(
+            (name, sum(map(len, files.values())), sum(shared(x, there) for x in files.values()))
+        )
+    return rows
+
+
+def model(added_lines: Mapping[str, Mapping[str, list[str]]], folder: Path | None) -> list[str]:
+    """The text of the model on one base: its own files, then what patches add to such files."""
+    own = sorted(folder.glob("vllm/**/*exaone4_5*.py")) if folder else []
+    lines = [line for path in own for line in path.read_text(encoding="utf-8").split("\n")]
+    for files in added_lines.values():
+        for path, more in files.items():
+            if MODEL.match(path):
+                lines += more
+    return code(lines)
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / max(whole, 1):.1f} %)"
+
+
+def main(arguments: list[str]) -> None:
+    first, second = (Base.load(name) for name in arguments[:2])
+    folder = Path(arguments[2]) if arguments[2:] else None
+    old, new = added(first), added(second)
+    rows = of_patches(old, new)
+    for name, lines, same in rows:
+        print(f"{name:34} {percent(same, lines)}" + ("" if name in old else "  no such patch"))
+    both = [row for row in rows if row[0] in old]
+    print(f"all patches: {percent(sum(r[2] for r in rows), sum(r[1] for r in rows))}")
+    print(f"patches on both bases: {percent(sum(r[2] for r in both), sum(r[1] for r in both))}")
+    ours, theirs = model(old, None), model(new, folder)
+    print(
+        f"model text of {first.name} on {second.name}: {percent(shared(ours, theirs), len(ours))}"
+    )
+    if folder:
+        out = Paths(ROOT / "build", second.name).state / "logs/shared-text.diff"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = difflib.unified_diff(ours, theirs, first.name, second.name, lineterm="")
+        out.write_text("\n".join(text) + "\n", encoding="utf-8")
+        print(out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
