@@ -3,12 +3,12 @@
 
     series stress -- [--count 3000] [--seed N] [--out OUT.json]
 
-Half of the requests go to a server with drafts, half to one with asynchronous scheduling instead.
-Both have little KV cache, short steps, a small cache of pictures and share prefixes, and answer
-many requests at a time. A third server has no drafts, shares nothing, and answers one request at a
-time: its answers are right. Answers are compared in tokens, texts, tool calls, finish reasons and
-usage, but for sampled ones with drafts: rejection sampling draws other numbers, and how many drafts
-a step has room for depends on the other requests.
+The requests go in turn to a server with drafts, to one with asynchronous scheduling and to one with
+both. They have little KV cache, short steps, a small cache of pictures and share prefixes, and
+answer many requests at a time. A fourth server has no drafts, shares nothing, and answers one
+request at a time: its answers are right. Answers are compared in tokens, texts, tool calls, finish
+reasons and usage, but for sampled ones with drafts: rejection sampling draws other numbers, and how
+many drafts a step has room for depends on the other requests.
 
 Also wrong are a refused request that is answered, an error 5xx, a constraint that is not kept, a
 server that dies, and a request that is not answered in time.
@@ -67,22 +67,19 @@ HOSTILE: dict[str, Any] = {
     "num-gpu-blocks-override": 72,
     "enable-prefix-caching": True,
 }
+DRAFTS: dict[str, Any] = {
+    "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
+}
+ASYNC: dict[str, Any] = {
+    "async-scheduling": True,
+    # Without it vLLM schedules synchronously on a CPU, whatever it is asked for.
+    "worker-cls": async_cpu.WORKER,
+}
 SERVERS: dict[str, dict[str, Any]] = {
-    "drafts": {
-        **COMMON,
-        **HOSTILE,
-        # Less than the largest picture takes.
-        "mm-processor-cache-gb": 0.0005,
-        "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
-    },
-    "async": {
-        **COMMON,
-        **HOSTILE,
-        "mm-processor-cache-gb": 0.004,
-        "async-scheduling": True,
-        # Without it vLLM schedules synchronously on a CPU, whatever it is asked for.
-        "worker-cls": async_cpu.WORKER,
-    },
+    # Less than the largest picture takes.
+    "drafts": {**COMMON, **HOSTILE, **DRAFTS, "mm-processor-cache-gb": 0.0005},
+    "async": {**COMMON, **HOSTILE, **ASYNC, "mm-processor-cache-gb": 0.004},
+    "async-drafts": {**COMMON, **HOSTILE, **ASYNC, **DRAFTS, "mm-processor-cache-gb": 0.004},
     "alone": {
         **COMMON,
         "max-num-seqs": 2,
@@ -533,7 +530,7 @@ def stress(seed: int, count: int, names: list[str] | None = None) -> Report:
     import vllm.entrypoints.openai.api_server  # noqa: F401
 
     with tempfile.TemporaryDirectory(prefix="stress-") as folder:
-        run = Run(seed, count, Path(folder), names or ["drafts", "async"])
+        run = Run(seed, count, Path(folder), names or [*SERVERS][:-1])
         try:
             return asyncio.run(run.run())
         finally:
@@ -551,7 +548,7 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
     parser.add_argument("--count", type=int, default=3000, help="of requests (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first request (%(default)s)")
-    parser.add_argument("--servers", nargs="+", choices=[*SERVERS][:-1], help="instead of both")
+    parser.add_argument("--servers", nargs="+", choices=[*SERVERS][:-1], help="instead of all")
     parser.add_argument("--out", type=Path, help="JSON with the outcome")
     args = parser.parse_args()
     engine.set_defaults(cpu=True, quiet=True)

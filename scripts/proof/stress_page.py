@@ -19,14 +19,14 @@ from . import evidence
 
 HEAD = """# Random requests against each run alone
 
-`make stress` sends random requests to two servers with tiny caches, many at a time: texts,
+`make stress` sends random requests to three servers with tiny caches, many at a time: texts,
 pictures and videos, most sampling options, structured outputs, tools, refused requests of every
 kind, clients that hang up, pictures and prefixes that are shared, one uuid for several pictures.
-One server has three draft tokens a step, the other asynchronous scheduling, which vLLM switches off
-on a CPU and [a worker for it](../../scripts/tiny/async_cpu.py) leaves on. A third server shares
-nothing and answers one request at a time; each answer has to be its answer, in tokens, texts, tool
-calls, finish reasons and usage. Sampled answers with drafts are not compared, as rejection
-sampling draws other numbers; their constraints are checked. `make test` asks 300.
+One server has three draft tokens a step, one asynchronous scheduling, which vLLM switches off on a
+CPU and [a worker for it](../../scripts/tiny/async_cpu.py) leaves on, and one has both. A fourth
+server shares nothing and answers one request at a time; each answer has to be its answer, in
+tokens, texts, tool calls, finish reasons and usage. Sampled answers with drafts are not compared,
+as rejection sampling draws other numbers; their constraints are checked. `make test` asks 300.
 """
 # Why lru-cache-touch-absent is not found alone.
 HIDDEN = """

@@ -49,7 +49,8 @@ def test_what_has_happened(report: stress.Report) -> None:
         assert events["tokens of shared prefixes"] > 100, name
         assert events["pictures found in the cache"] > 0, name
     assert sum(events["preemptions"] for events in report.events.values()) > 0
-    assert report.events["drafts"]["accepted drafts"] > 100
+    for name in ("drafts", "async-drafts"):
+        assert report.events[name]["accepted drafts"] > 60, name
 
 
 def test_requests_are_functions_of_the_seed() -> None:
