@@ -87,7 +87,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def data_file(base: str) -> Path:
-    return evidence.DATA / base / "clients.json"
+    return evidence.DATA / base / "client-table.json"
 
 
 def read_outcomes(file: str, junit: Path) -> dict[str, list[int]]:
