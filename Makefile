@@ -35,7 +35,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack \
+  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack soak two-nodes \
   locks
 
 ##@ use
@@ -155,6 +155,12 @@ clients: build  ## a served model by its clients; OPEN_WEBUI=program tests that 
 stress: build  ## 3000 random requests to servers; each answer is that of the request alone (8 minutes)
 	@$(SERIES) stress $(COMMON)
 
+soak: build  ## 2000 random requests to one server with drafts; what it holds must not grow (8 minutes)
+	@$(SERIES) soak $(COMMON)
+
+two-nodes: build  ## the commands for two machines, in namespaces of this one; needs root (10 minutes)
+	@$(SERIES) two-nodes $(COMMON)
+
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)
 
@@ -170,5 +176,5 @@ bench: build  ## the series, and PEER= beside it, on one GPU of 80 GiB (half an 
 gpu-pack: apply  ## the CUDA build, or PEER=version, in parts for a GPU host without a network
 	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start)
 
-locks:  ## renew ci/locks/tools.txt and dev.txt from their .in files
+locks:  ## renew the locks in ci/locks from their .in files
 	@$(SERIES) locks $(COMMON)

@@ -37,8 +37,10 @@ from . import (
     drafts,
     evidence,
     mutants,
+    soak,
     stress_page,
     transformers_releases,
+    two_nodes,
     upstream_tests,
 )
 
@@ -48,8 +50,10 @@ PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/client-table.md": clients.page,
     "docs/evidence/drafts.md": drafts.page,
     "docs/evidence/mutations.md": mutants.page,
+    "docs/evidence/soak.md": soak.page,
     "docs/evidence/stress.md": stress_page.page,
     "docs/evidence/transformers-releases.md": transformers_releases.page,
+    "docs/evidence/two-nodes.md": two_nodes.page,
     "docs/evidence/upstream-tests.md": upstream_tests.page,
 }
 DOCUMENTS = ("README.md", "docs/**/*.md")

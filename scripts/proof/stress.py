@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ SERVERS: dict[str, dict[str, Any]] = {
         "async-scheduling": False,
     },
 }
+EVENTS = {
+    "vllm:num_preemptions_total": "preemptions",
+    "vllm:prefix_cache_hits_total": "tokens of shared prefixes",
+    "vllm:mm_cache_hits_total": "pictures found in the cache",
+    "vllm:spec_decode_num_accepted_tokens_total": "accepted drafts",
+}
 CONCURRENCY = 16
 # Of one request, on a machine with other work.
 PATIENCE = 60.0
@@ -117,8 +124,10 @@ def _end_with(parent: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _serve(options: dict[str, Any], socket: str, log: str) -> None:
-    """`vllm serve` in this process."""
+def _serve(
+    options: dict[str, Any], socket: str, log: str, prepare: Callable[[], None] | None
+) -> None:
+    """`vllm serve` in this process, after `prepare`, which the engine's process inherits."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.setsid()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
@@ -126,6 +135,8 @@ def _serve(options: dict[str, Any], socket: str, log: str) -> None:
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     if options.get("worker-cls") == async_cpu.WORKER:
         async_cpu.keep()
+    if prepare:
+        prepare()
     # The engine would import everything again.
     warm.fork_spawned_processes()
     import uvloop
@@ -151,13 +162,19 @@ class Answer:
 class Server:
     """One server in a process of its own, asked through a socket of the file system."""
 
-    def __init__(self, name: str, folder: Path, suffix: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        suffix: str = "",
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self.name = name
         self.socket = str(folder / f"{name}{suffix}.sock")
         self.log = folder / f"{name}{suffix}.log"
         context = multiprocessing.get_context("fork")
         self.process = context.Process(
-            target=_serve, args=(SERVERS[name], self.socket, str(self.log))
+            target=_serve, args=(SERVERS[name], self.socket, str(self.log), prepare)
         )
         self.process.start()
         self.session: Any = None
@@ -216,6 +233,16 @@ class Server:
         asking.cancel()
         await asyncio.wait([asking])
         return None
+
+    async def metrics(self) -> dict[str, float]:
+        """Each metric without its labels, of which one engine needs none; empty if none came."""
+        found: dict[str, float] = {}
+        with contextlib.suppress(Exception):
+            async with self.session.get("/metrics") as response:
+                lines = (await response.text()).splitlines()
+                for line in (line for line in lines if not line.startswith("#")):
+                    found[line.partition("{")[0]] = float(line.rpartition(" ")[2])
+        return found
 
     async def is_well(self) -> bool:
         """Whether it can be asked more."""
@@ -386,9 +413,9 @@ class Run:
             for i in range(number, self.count, len(self.names))
         ]
 
-    async def drive(self, server: Server) -> None:
+    async def drive(self, server: Server, requests: list[Request]) -> None:
         """Ask everything, many at a time; stop when the server is gone."""
-        waiting = list(reversed(self.requests(server.name)))
+        waiting = requests[::-1]
         rng = random.Random(f"{self.report.seed} {server.name}")
 
         async def client() -> None:
@@ -493,7 +520,7 @@ class Run:
             await asyncio.gather(*(server.wait() for server in servers.values()))
             alone = servers["alone"]
             await asyncio.gather(
-                *(self.drive(servers[name]) for name in self.names),
+                *(self.drive(servers[name], self.requests(name)) for name in self.names),
                 self.answer_alone(alone),
             )
             await self.judge(alone)
@@ -509,20 +536,8 @@ class Run:
 
     async def events(self, server: Server) -> dict[str, float]:
         """How often what the run is about has happened."""
-        wanted = {
-            "vllm:num_preemptions_total": "preemptions",
-            "vllm:prefix_cache_hits_total": "tokens of shared prefixes",
-            "vllm:mm_cache_hits_total": "pictures found in the cache",
-            "vllm:spec_decode_num_accepted_tokens_total": "accepted drafts",
-        }
-        found: dict[str, float] = {}
-        with contextlib.suppress(Exception):
-            async with server.session.get("/metrics") as response:
-                for line in (await response.text()).splitlines():
-                    name = line.partition("{")[0]
-                    if name in wanted:
-                        found[wanted[name]] = float(line.rpartition(" ")[2])
-        return found
+        found = await server.metrics()
+        return {name: found[metric] for metric, name in EVENTS.items() if metric in found}
 
 
 def stress(seed: int, count: int, names: list[str] | None = None) -> Report:

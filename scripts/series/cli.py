@@ -67,6 +67,10 @@ MAINTAIN = {
     "evaluate": Verb("series.programs", "held-out accuracy and acceptance of the tiny model"),
     "lossless": Verb("series.programs", "check that drafts change no answer, option by option"),
     "stress": Verb("series.programs", "random requests to servers, each answer against its own"),
+    "soak": Verb("proof.soak", "many random requests to one server; what it holds must not grow"),
+    "two-nodes": Verb(
+        "proof.two_nodes", "the commands for two machines, in namespaces of this one"
+    ),
     "train": Verb("series.programs", "train the tiny model from nothing"),
     "speed": Verb("series.programs", "tokens per second without and with drafts"),
     "bench": Verb("series.programs", "the series beside a published release, on one GPU"),

@@ -86,14 +86,15 @@ def run(command: Command) -> None:
 
 
 def locks(command: Command) -> None:
-    """Renew tools.txt and dev.txt of ci/locks from their .in files."""
-    for name in ("tools", "dev"):
+    """Renew the locks of ci/locks from their .in files; what joins the engine agrees with it."""
+    beside = ["--constraint", str(command.base.locks / "engine.txt"), "--no-annotate"]
+    for name, more in (("tools", []), ("dev", []), ("two-nodes", beside)):
         subprocess.run(
             [
                 *(tools.uv(command.paths), "pip", "compile", "--quiet", "--upgrade", "--universal"),
                 *("--generate-hashes", "--python-version", "3.10", "--no-emit-index-url"),
                 *("--custom-compile-command", "make locks"),
-                *(f"ci/locks/{name}.in", "-o", f"ci/locks/{name}.txt"),
+                *(f"ci/locks/{name}.in", "-o", f"ci/locks/{name}.txt", *more),
             ],
             cwd=REPOSITORY,
             env=index.environment(command.paths),

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CPU that vLLM's Ray executor takes, as a plugin of vLLM. For proofs only.
+
+vLLM falls back to processes of one machine on a CPU, whatever it is asked for: its Ray workers need
+a resource that Ray knows as an accelerator. Here it is one that no machine of the test has, so that
+Ray sets nothing that torch reads; nodes say how many they have with `--resources`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RESOURCE = "NPU"
+
+
+def platform() -> str:
+    """What the entry point of the group vllm.platform_plugins names."""
+    return f"{__name__}.Platform"
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Platform":
+        raise AttributeError(name)
+    from vllm.platforms.cpu import CpuPlatform
+
+    class Platform(CpuPlatform):  # type: ignore[misc]
+        ray_device_key = RESOURCE
+
+        @classmethod
+        def check_and_update_config(cls, vllm_config: Any) -> None:
+            parallel = vllm_config.parallel_config
+            asked = parallel.distributed_executor_backend
+            super().check_and_update_config(vllm_config)
+            parallel.distributed_executor_backend = asked
+
+    # Every look-up gives the same class.
+    globals()[name] = Platform
+    return Platform
