@@ -19,8 +19,15 @@ def platform() -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Platform":
+    make = {"Platform": make_platform, "Worker": make_worker}.get(name)
+    if make is None:
         raise AttributeError(name)
+    # Every look-up gives the same class.
+    globals()[name] = made = make()
+    return made
+
+
+def make_platform() -> type:
     from vllm.platforms.cpu import CpuPlatform
 
     class Platform(CpuPlatform):  # type: ignore[misc]
@@ -32,7 +39,21 @@ def __getattr__(name: str) -> Any:
             asked = parallel.distributed_executor_backend
             super().check_and_update_config(vllm_config)
             parallel.distributed_executor_backend = asked
+            if asked == "ray":
+                parallel.worker_cls = f"{__name__}.Worker"
 
-    # Every look-up gives the same class.
-    globals()[name] = Platform
     return Platform
+
+
+def make_worker() -> type:
+    import torch
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    class Worker(CPUWorker):  # type: ignore[misc]
+        """The executor asks for the device, which the CPU's worker does not name."""
+
+        def init_device(self) -> None:
+            super().init_device()
+            self.device = torch.device("cpu")
+
+    return Worker

@@ -284,6 +284,8 @@ async def try_way(
                 for request, answer, right in zip(requests(), answers, alone, strict=True)
                 if (what := stress.compare(request, answer, right))
             ]
+            if not server.is_alive:
+                raise Exit.FAILED(f"the server ended, {wrong[:1]}", f"see {log}")
             failed = await fail(server, machines[1], failure, others)
         finally:
             await server.close()
