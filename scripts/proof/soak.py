@@ -63,8 +63,8 @@ RESIDENT = 8192
 LIMITS: dict[str, float] = {"objects": OBJECTS, "tensors": TENSORS, "resident": RESIDENT}
 REASONS = {
     "objects": ("", "who keeps a request keeps ten times as many"),
-    "tensors": ("bytes", "the pixels of the smallest picture in one request of ten"),
-    "resident": ("bytes", "the token ids of two prompts"),
+    "tensors": (" bytes", "the pixels of the smallest picture in one request of ten"),
+    "resident": (" bytes", "the token ids of two prompts"),
 }
 # Caches of pictures still fill; every picture kept is ten times as much.
 SHORT_TENSORS = 8000
@@ -526,7 +526,7 @@ def page(bases: list[Base]) -> str:
         ]
         for name, (unit, why) in REASONS.items():
             found = data["slopes"][name]
-            lines.append(f"| {name} | {found:.2f} {unit} | {LIMITS[name]:g} | {why} |")
+            lines.append(f"| {name} | {found:.2f}{unit} | {LIMITS[name]:g} | {why} |")
         lines += [
             "",
             f"Kinds of objects of which there are more: {data['more objects'] or 'none'}.",
