@@ -114,13 +114,14 @@ class Machine:
             )
 
     def workers(self) -> list[int]:
-        """The processes in it that run a part of the model, and those above them but Ray's own."""
+        """The processes in it that run a part of the model, by the titles that they set."""
         found = []
-        for pid in warm.descendants(self.first):
+        space = Path(f"/proc/{self.first}/ns/pid").readlink()
+        for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                if b"Worker" in words and b"raylet" not in words:
-                    found.append(pid)
+                words = (folder / "cmdline").read_bytes()
+                if (folder / "ns/pid").readlink() == space and b"Worker" in words:
+                    found.append(int(folder.name))
         return found
 
     def switch_off(self) -> None:
@@ -204,7 +205,12 @@ def requests() -> list[Request]:
 
 async def ask(server: stress.Server) -> tuple[list[stress.Answer], dict[str, int]]:
     """The answers to all requests, one at a time, and how many drafts there were."""
-    answers = [await server.post(request.path, request.body) for request in requests()]
+    answers = []
+    for request in requests():
+        answers.append(await server.post(request.path, request.body))
+        if not answers[-1].status:
+            # It hangs or is gone; the others would wait as long.
+            raise Exit.FAILED(f"{server.name}, request {request.number}: {answers[-1].body}", "")
     found = await server.metrics()
     return answers, {"drafts": int(found[DRAFTED]), "accepted": int(found[ACCEPTED])}
 
