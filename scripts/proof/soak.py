@@ -66,8 +66,9 @@ REASONS = {
     "tensors": (" bytes", "the pixels of the smallest picture in one request of ten"),
     "resident": (" bytes", "the token ids of two prompts"),
 }
-# Caches of pictures still fill; every picture kept is ten times as much.
-SHORT_TENSORS = 8000
+# The processor's cache of pictures, half a megabyte, and the encoder's fill in 45 requests; every
+# picture kept is more.
+SHORT_TENSORS = 24000
 PROBES = 6
 SETTLED = 20.0
 """Seconds after which what clients left behind has to be gone."""
