@@ -3,6 +3,7 @@
 
 import itertools
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from .config import Base
-from .errors import Exit
+from .errors import MAKE_ROOM, SAYS_FULL, Exit
 from .git import ATTRIBUTES, FORMAT, WHO, attempt, environment, first_line, git
 from .patches import Locked
 
@@ -56,6 +57,8 @@ def import_archive(base: Base, archive: Path, repo: Path) -> None:
     finally:
         message = importer.stderr.read()
         code = importer.wait()
+    if SAYS_FULL.search(f"{reason} {first_line(message)}") or code == -signal.SIGXFSZ:
+        raise Exit.FAILED(f"the disk is full ({archive.name} cannot be imported)", MAKE_ROOM)
     if code or reason:
         raise Exit.SOURCE(
             f"{archive.name} cannot be imported ({reason or first_line(message)})",

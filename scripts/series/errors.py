@@ -2,6 +2,7 @@
 """The one error type of the tool, and its exit codes (docs/maintain/workflow.md#exit-codes)."""
 
 import enum
+import errno
 import re
 
 
@@ -37,6 +38,12 @@ class SeriesError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}; {self.hint}" if self.hint else self.what
+
+
+# A disk, a quota or a limit on files is at its end: as an errno, and in what programs print.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAYS_FULL = re.compile("No space left on device|Disk quota exceeded|File too large")
+MAKE_ROOM = "make room on the disk, and run it again"
 
 
 def hide(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import index
 from .config import Artifact, Base, GitTag, Paths
-from .errors import Exit, SeriesError, hide
+from .errors import FULL, Exit, SeriesError, hide
 from .git import attempt, first_line, git
 from .state import sha256
 from .steps import Progress
@@ -107,6 +107,9 @@ def download(
             ):
                 raise _unreachable(url, f"HTTP status {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
+            # Not of the network: a file that cannot be opened, or a full disk.
+            if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+                raise
             if attempt_number + 1 == RETRIES:
                 raise _unreachable(url, hide(str(error))) from error
             _say(f"{pinned.name}: {hide(str(error))}; trying again")

@@ -2,10 +2,13 @@
 """Git, shielded from the user's and the machine's configuration."""
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
-from .errors import Exit
+from .errors import MAKE_ROOM, SAYS_FULL, Exit
 
 # Who and when of every commit: with it the commit ids are the same everywhere.
 EMAIL = "series@localhost"
@@ -101,10 +104,14 @@ def environment() -> dict[str, str]:
 def attempt(
     repo: Path, *args: str | Path, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git in `repo` and return what came of it, failed or not."""
+    """Run git in `repo` and return what came of it, failed or not.
+
+    Raises:
+        SeriesError: it could not do its work: the disk is full, or it was killed.
+    """
     options = [part for key, value in _CONFIG.items() for part in ("-c", f"{key}={value}")]
     try:
-        return subprocess.run(
+        done = subprocess.run(
             ["git", *options, *map(str, args)],
             cwd=repo,
             env=environment(),
@@ -116,6 +123,26 @@ def attempt(
         if not repo.is_dir():
             raise
         raise Exit.FAILED("git is missing", "make doctor says how to get it") from None
+    if done.returncode:
+        _refuse_no_verdict(repo, args[0], done)
+    return done
+
+
+def _refuse_no_verdict(
+    repo: Path, verb: str | Path, done: subprocess.CompletedProcess[bytes]
+) -> None:
+    """Raise if what git says is of the machine, and not of the repository or a patch."""
+    said = done.stderr.decode("utf-8", "replace")
+    # It does not always print what the system said of a file.
+    unwritten = (
+        re.search("unable to|could not|cannot|failed to", said)
+        and shutil.disk_usage(repo).free < 1 << 20
+    )
+    if unwritten or SAYS_FULL.search(said) or done.returncode == -signal.SIGXFSZ:
+        raise Exit.FAILED(f"the disk is full (git {verb} in {repo})", MAKE_ROOM)
+    if done.returncode < 0:
+        what = f"git {verb} in {repo} was killed by signal {-done.returncode}"
+        raise Exit.FAILED(what, "run it again; the memory may be too small")
 
 
 def git(repo: Path, *args: str | Path, stdin: bytes | None = None) -> str:

@@ -156,6 +156,10 @@ def store(ready: Path, folder: Path) -> None:
     """Move a finished folder into the cache in one step; another clone may have been quicker."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        # Of a run that was killed here.
+        if not Path("/proc", left.suffix[1:]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     shutil.move(ready, staged)
     try:
         staged.rename(folder)

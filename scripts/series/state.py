@@ -25,8 +25,10 @@ TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by the series tool.\n
 def make_build_folder(folder: Path) -> None:
     """Create the build folder with the tag by which `distclean` knows it as its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-        (folder / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
+    tag = folder / "CACHEDIR.TAG"
+    # An empty one is of a run that was killed, or had no room.
+    if (tag.is_file() and not tag.stat().st_size) or not any(folder.iterdir()):
+        tag.write_text(TAG, encoding="utf-8")
 
 
 def read_text(path: Path, code: Exit) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .errors import Exit
+from .errors import MAKE_ROOM, SAYS_FULL, Exit
 
 TAIL = 20  # lines of a failed command's log that are shown
 EVERY = 15.0  # seconds between two plain lines
@@ -118,6 +118,10 @@ class Steps:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in lines[-TAIL:]:
                 print(f"  | {line}", file=sys.stderr)
+            if SAYS_FULL.search("\n".join(lines)):
+                raise Exit.BUILD(
+                    f"{Path(command[0]).name} failed: the disk is full (log: {log})", MAKE_ROOM
+                )
             raise Exit.BUILD(
                 f"{Path(command[0]).name} failed with status {child.returncode} (log: {log})",
                 hint or "the end of its log is above",

@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.statuses: list[int] = []  # one entry an answer
         self.ranges = True
         self.stall = False  # after half of the bytes
+        self.pause = 0.0  # seconds between 256 bytes
         self.password = ""
 
     @property
@@ -73,6 +74,11 @@ class Handler(BaseHTTPRequestHandler):
         if server.stall and self.path.endswith(".gz"):
             self.wfile.write(data[: len(data) // 2])
             time.sleep(60)
+        if server.pause and self.path.endswith(".gz"):
+            for at in range(start, len(data), 256):
+                time.sleep(server.pause)
+                self.wfile.write(data[at : at + 256])
+            return
         size = server.break_after.pop(0) if server.break_after else len(data)
         self.wfile.write(data[start : start + size])
 
