@@ -40,8 +40,11 @@ DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
 IMAGES = {"image": 64}
 # Seconds that requests have to end in after a SIGTERM.
 DRAIN = 30
+# And that the rest of the server has then.
+TO_END = 30
 RELEASE = "LGAI-EXAONE/EXAONE-4.5-33B"
-UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{.*?\} (\S+)", re.M)
+# What a process of vLLM says of another that was killed.
+DIED = re.compile(r"\] ((?:Engine core|Worker) proc \S+ died unexpectedly)")
 # The last line of a traceback.
 RAISED = re.compile(r"(?:^|\) |\] )((?:\w+\.)*\w*(?:Error|Exception|Refused)): (.+)")
 # A consequence of an error that another process has told of.
@@ -265,7 +268,7 @@ class Server:
         log: Path,
     ) -> None:
         self.url, self.log = url, log
-        self.last, self.raised = "", ""
+        self.last, self.raised, self.died = "", "", ""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             argv,
@@ -292,6 +295,9 @@ class Server:
     def _note(self, line: str) -> None:
         if not line:
             return
+        if died := DIED.search(line):
+            # What is logged after it follows from it.
+            self.died = self.died or died[1]
         match = RAISED.search(line)
         if match and not any(text in line for text in CONSEQUENCE):
             # The last is what ended it: libraries log errors that they get over.
@@ -329,33 +335,19 @@ class Server:
         """The error of a server that has ended by itself."""
         self.reader.join(5)
         status = self.process.returncode
-        why = f": {self.raised}" if self.raised else ""
+        said = self.died or self.raised
+        why = f": {said}" if said else ""
         return Exit.FAILED(f"the server has ended with status {status}{why}", f"log: {self.log}")
-
-    def unfinished(self) -> float:
-        """How many requests it has; 0 if it does not say."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
-                text = answer.read().decode("utf-8", "replace")
-        except (OSError, urllib.error.URLError, ValueError):
-            return 0
-        return sum(float(number) for number in UNFINISHED.findall(text))
 
     def stop(self) -> int:
         """Let it finish the requests that it has, and end; its status.
 
-        vLLM 0.19.1 has --shutdown-timeout for that, but was seen to cut a stream as soon as the
-        signal came, with 30 seconds given. So it gets the signal when nothing is left.
+        It refuses new ones meanwhile (the patch drain-at-sigterm).
         """
-        end = time.monotonic() + DRAIN
-        while self.process.poll() is None and self.unfinished() and time.monotonic() < end:
-            time.sleep(0.2)
-        # From the counter to the client's socket.
-        time.sleep(0.5)
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(DRAIN + 30)
+            return self.process.wait(DRAIN + TO_END)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()

@@ -255,17 +255,17 @@ print("INFO 11-26 07:00:00 [loader.py:1] Loading weights", flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
-        left = time.time() < {busy}
-        if self.path == "/metrics":
-            self.wfile.write(b'vllm:num_requests_running{{engine="0"}} %d.0' % left)
     def log_message(self, *_): pass
 def stop(*_):
-    print("draining", time.time(), flush=True); time.sleep(0.3); os._exit(0)
+    {stop}
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, lambda *_: os._exit(9))
 print("pid", os.getpid(), flush=True)
 http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
 """
+
+
+DRAINS = 'print("draining", flush=True); time.sleep(0.3); os._exit(0)'
 
 
 def free_port() -> int:
@@ -276,10 +276,10 @@ def free_port() -> int:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[serve.Server, serve.Start]]:
-    def build(before: str = "", busy: float = 0) -> tuple[serve.Server, serve.Start]:
+    def build(before: str = "", stop: str = DRAINS) -> tuple[serve.Server, serve.Start]:
         port = free_port()
         where = serve.Start([], "tiny", "127.0.0.1", port)
-        script = STAND_IN.format(before=before, port=port, busy=busy)
+        script = STAND_IN.format(before=before, port=port, stop=stop)
         log = tmp_path / "logs/serve.log"
         return serve.Server([sys.executable, "-c", script], os.environ, where.url, log), where
 
@@ -307,22 +307,16 @@ def test_a_signal_lets_requests_end(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_signal_is_handed_on_when_nothing_is_left(
+def test_a_server_that_does_not_end_is_killed(
     make: Callable[..., tuple[serve.Server, serve.Start]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or when the time for it is over."""
-    for seconds, limit, least in ((3, 30, 3), (60, 1, 1)):
-        monkeypatch.setattr(serve, "DRAIN", limit)
-        busy = time.time() + seconds
-        server, _ = make(busy=busy)
-        assert server.wait(threading.Event())
-        assert server.unfinished() == 1
-        asked = time.time()
-        assert server.stop() == 0
-        server.reader.join()
-        (at,) = re.findall(r"draining ([\d.]+)", server.log.read_text())
-        assert float(at) >= (busy if seconds == least else asked + limit)
-        assert float(at) < asked + 10
+    monkeypatch.setattr(serve, "DRAIN", 1)
+    monkeypatch.setattr(serve, "TO_END", 1)
+    server, _ = make(stop="pass")
+    assert server.wait(threading.Event())
+    started = time.monotonic()
+    assert server.stop() == -signal.SIGKILL
+    assert 2 <= time.monotonic() - started < 10
 
 
 def test_a_signal_while_it_starts(
@@ -361,6 +355,28 @@ def test_a_server_that_does_not_start_says_why(
     assert "Engine core initialization failed" in server.log.read_text()
 
 
+# As a worker of two that is killed ends the server, shortened.
+WORKER_KILLED = r'''
+print("""(EngineCore pid=7) ERROR 11-26 09:58:23 [executor.py:273] Worker proc VllmWorker-1 \
+died unexpectedly, shutting down executor.
+(Worker_TP0 pid=8) ERROR 11-26 09:58:23 [executor.py:949] Traceback (most recent call last):
+(Worker_TP0 pid=8) ERROR 11-26 09:58:23 [executor.py:949] RuntimeError: closed by peer
+(EngineCore pid=7) ERROR 11-26 09:58:24 [core.py:1119] RuntimeError: Executor failed.""")
+sys.exit(1)
+'''
+
+
+def test_a_killed_worker_is_named_and_not_what_follows(
+    make: Callable[..., tuple[serve.Server, serve.Start]],
+) -> None:
+    server, where = make(WORKER_KILLED)
+    with failing(Exit.FAILED) as caught:
+        serve.keep(lambda _: None, server, where)
+    assert caught.value.what == (
+        "the server has ended with status 1: Worker proc VllmWorker-1 died unexpectedly"
+    )
+
+
 def test_a_server_that_ends_later(make: Callable[..., tuple[serve.Server, serve.Start]]) -> None:
     server, where = make()
     said: list[str] = []
@@ -385,7 +401,7 @@ def test_a_port_that_is_taken() -> None:
 
 def test_no_server_is_left_when_the_tool_is_killed(tmp_path: Path) -> None:
     port = free_port()
-    script = STAND_IN.format(before="", port=port, busy=0)
+    script = STAND_IN.format(before="", port=port, stop=DRAINS)
     url = f"http://127.0.0.1:{port}"
     code = f"""
 import os, pathlib, threading
