@@ -35,7 +35,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack soak two-nodes \
+  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack soak two-nodes faults \
   locks
 
 ##@ use
@@ -160,6 +160,9 @@ soak: build  ## 2000 random requests to one server with drafts; what it holds mu
 
 two-nodes: build  ## the commands for two machines, in namespaces of this one; needs root (10 minutes)
 	@$(SERIES) two-nodes $(COMMON)
+
+faults: build  ## kill the tool 50 times and servers, fill the disk; as root (half an hour)
+	@$(SERIES) faults $(COMMON) $(FETCH)
 
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
 	@$(SERIES) train $(COMMON)

@@ -71,6 +71,7 @@ MAINTAIN = {
     "two-nodes": Verb(
         "proof.two_nodes", "the commands for two machines, in namespaces of this one"
     ),
+    "faults": Verb("proof.faults", "kill the tool and servers, fill the disk; the same again"),
     "train": Verb("series.programs", "train the tiny model from nothing"),
     "speed": Verb("series.programs", "tokens per second without and with drafts"),
     "bench": Verb("series.programs", "the series beside a published release, on one GPU"),

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import NAMES, REPO, Project, digest, failing, git, one_line, other_git, program
+from proof import faults
 from series import fetch, kernels
 from series.errors import Exit
 from series.state import TAG
@@ -406,3 +407,46 @@ def test_times_of_files_decide_nothing(
     os.utime(file, (seconds, seconds))
     done = project.run("unapply")
     assert done.returncode == Exit.DIRTY and "toy/model.py" in done.stderr
+
+
+# ---- the data of `make faults` ----
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, []),
+        ({"outcome": "other"}, ["toy apply at 0.5"]),
+        ({"test": "skipped"}, ["test_full_disk"]),
+        ({"status": 0}, ["the engine's process killed"]),
+        ({"seconds": 11.0}, ["the engine's process killed"]),
+        ({"answers after a restart": "other"}, ["the engine's process killed"]),
+        ({"requests": ["whole", "cut"]}, ["SIGTERM"]),
+        ({"late request": "whole"}, ["SIGTERM"]),
+        ({"all processes gone after": 30.0}, ["the engine's process killed"]),
+        ({"health": ["200"]}, ["SIGTERM"]),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_the_data(change: dict[str, Any], found: list[str]) -> None:
+    row: dict[str, Any] = {
+        "status": 1,
+        "seconds": 2.0,
+        "all processes gone after": 3.0,
+        "health": ["200", "503", "no answer"],
+        "requests": ["error"],
+    }
+    asked: dict[str, Any] = {"status": 0, "seconds": 20.0, "all processes gone after": 20.0}
+    asked |= {"health": ["503"], "requests": ["whole"], "late request": "status 503"}
+    for name, value in change.items():
+        if name in ("requests", "late request", "health"):
+            asked[name] = value
+        elif name in row or name.startswith("answers"):
+            row[name] = value
+    data: dict[str, Any] = {
+        "toy": [{"base": "toy", "verb": "apply", "at": 0.5, "outcome": "same"}],
+        "tests": {"test_full_disk": change.get("test", "passed")},
+        "server": {"the engine's process killed": row, "SIGTERM": asked},
+    }
+    data["toy"][0] |= {k: v for k, v in change.items() if k == "outcome"}
+    assert faults.wrongs(data) == found
