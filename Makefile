@@ -33,7 +33,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help doctor configure fetch apply unapply status build demo check-model serve test clean distclean export \
+.PHONY: help doctor configure fetch apply unapply status build demo check-model serve bundle test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
   upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack soak two-nodes faults \
   locks
@@ -77,6 +77,9 @@ check-model:  ## look at the checkpoint in MODEL=folder before its weights are l
 serve: build  ## serve MODEL= with the model card's flags, on a machine that holds it
 	@$(SERIES) serve $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(FLAGS),--flags='$(subst ','\'',$(FLAGS))') \
 	  $(if $(CONCURRENCY),--concurrency '$(CONCURRENCY)')
+
+bundle: build  ## the build in one folder, for machines without a network (docs/use/bundle.md)
+	@$(SERIES) bundle $(COMMON) $(BUILD) $(if $(OUT),--out '$(OUT)')
 
 test: test-tool test-model  ## test-tool and test-model
 

@@ -19,6 +19,13 @@ add_compile_definitions(VLLM_NUMA_DISABLED)
 # binary does not depend on the folder it was built in.
 set(CMAKE_SKIP_RPATH ON)
 
+# Assertions keep the name of their file: without the folders of this machine, so that the same
+# sources give the same bytes wherever they are compiled.
+cmake_path(GET VLLM_PYTHON_EXECUTABLE PARENT_PATH _environment)
+cmake_path(GET _environment PARENT_PATH _environment)
+add_compile_options("-ffile-prefix-map=${_environment}=env"
+  "-ffile-prefix-map=${CMAKE_SOURCE_DIR}=vllm" "-ffile-prefix-map=${CMAKE_BINARY_DIR}=build")
+
 # Each of the eight sources spends some 20 s in PyTorch's headers, seven of them little else: those
 # seven are compiled as one. cpu_attn.cpp takes as long as all of them and is compiled beside them.
 set_source_files_properties(csrc/cpu/cpu_attn.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

@@ -40,6 +40,7 @@ USE = {
     "demo": Verb("series.programs", "from nothing to an answer about a picture"),
     "check-model": Verb("use.check_model", "look at a checkpoint before its weights are loaded"),
     "serve": Verb("use.serve", "the model card's flags on a checkpoint, if the machine holds it"),
+    "bundle": Verb("bundle.pack", "the build in one folder, for machines without a network"),
     "run": Verb("series.programs", "run a command with the engine's environment"),
     "clean": Verb("series.verbs", "remove the work tree, unless it holds work of yours"),
     "distclean": Verb("series.verbs", "remove the build folder, unless it holds work of yours"),

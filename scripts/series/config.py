@@ -97,6 +97,8 @@ class Base:
     python: Pythons
     setup: dict[str, str]
     """The environment of upstream's setup.py, beside what the device gives it."""
+    release: int = 0
+    """The N of the wheel's version, `+exaone45.N`; 0 for a base that is not released."""
 
     @property
     def series_file(self) -> Path:
@@ -151,6 +153,7 @@ class Base:
                 torch=data["build"]["torch"],
                 python=Pythons.parse(data["build"]["python"]),
                 setup=data["build"].get("setup", {}),
+                release=int(data["build"].get("release", 0)),
             )
 
 

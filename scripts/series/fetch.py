@@ -82,16 +82,18 @@ def download(
     env: dict[str, str],
     *,
     sleep: Callable[[float], None] = time.sleep,
+    show: bool = True,
 ) -> None:
     """Fetch `url` into `target`, continuing `target.part` if an earlier try left one.
 
-    `env` holds what is set for the index: user names, proxies, certificates, trusted hosts.
+    `env` holds what is set for the index: user names, proxies, certificates, trusted hosts. With
+    `show` it says how far it is.
     """
     part = target.with_name(target.name + ".part")
     for attempt_number in range(RETRIES):
         resumed = part.exists() and part.stat().st_size > 0
         try:
-            _transfer(url, part, pinned.name, env)
+            _transfer(url, part, pinned.name, env, show)
             _accept(part, pinned, target, hide(url))
             return
         except SeriesError:
@@ -124,7 +126,7 @@ def _unreachable(url: str, reason: str) -> SeriesError:
     )
 
 
-def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
+def _transfer(url: str, part: Path, name: str, env: dict[str, str], show: bool) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(hide(url))
     if have:
@@ -151,7 +153,9 @@ def _transfer(url: str, part: Path, name: str, env: dict[str, str]) -> None:
                 file.write(block)
                 have += len(block)
                 size = f" of {total / 1e6:.1f}" if total else ""
-                progress.show(f"{name}: {have / 1e6:.1f}{size} MB", have / total if total else None)
+                if show:
+                    said = f"{name}: {have / 1e6:.1f}{size} MB"
+                    progress.show(said, have / total if total else None)
             progress.done()
     if total is not None and part.stat().st_size < total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)

@@ -73,16 +73,19 @@ def environment(paths: Paths) -> dict[str, str]:
     return env
 
 
-def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[str, Offer]:
-    """The files of one release by name, as the index lists them; nothing is downloaded or built."""
-    uv = tools.uv(paths)
+def pylock(
+    paths: Paths, wanted: str, what: str, *options: str | Path, hint: str = "", **settings: str
+) -> str:
+    """The files that the index has for requirements (`what`), with their URLs, as a pylock.toml.
+
+    Nothing is resolved, downloaded or built. Raises Exit.SOURCE if the index lacks one.
+    """
     done = subprocess.run(
         [
-            *(uv, "pip", "compile", "--quiet", "--no-deps", "--no-header"),
-            *("--format", "pylock.toml", "--python", uv.with_name("python")),
-            *("--python-platform", "x86_64-manylinux_2_31", "-"),
+            *(tools.uv(paths), "pip", "compile", "--quiet", "--no-deps", "--no-header"),
+            *("--format", "pylock.toml", *options, "-"),
         ],
-        input=f"{package}=={version}\n",
+        input=wanted,
         env={**environment(paths), **settings},
         capture_output=True,
         text=True,
@@ -91,11 +94,28 @@ def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[st
     if done.returncode:
         reason = " ".join(hide(done.stderr).split())[-300:]
         raise Exit.SOURCE(
-            f"the package index does not give {package} {version} ({reason})",
-            "check pip's or uv's index and proxy settings, or use SOURCES= with a local copy",
+            f"the package index does not give {what} ({reason})",
+            "check pip's or uv's index and proxy settings" + hint,
         )
+    return done.stdout
+
+
+def offers(paths: Paths, package: str, version: str, **settings: str) -> dict[str, Offer]:
+    """The files of one release by name, as the index lists them; nothing is downloaded or built."""
+    options = ("--python", tools.uv(paths).with_name("python"))
+    platform = ("--python-platform", "x86_64-manylinux_2_31")
+    hint = ", or use SOURCES= with a local copy"
+    text = pylock(
+        paths,
+        f"{package}=={version}\n",
+        f"{package} {version}",
+        *options,
+        *platform,
+        hint=hint,
+        **settings,
+    )
     found: dict[str, Offer] = {}
-    for row in parse_toml(done.stdout)["packages"]:
+    for row in parse_toml(text)["packages"]:
         for file in [row.get("sdist"), *row.get("wheels", [])]:
             if file:
                 offer = _offer(file)
