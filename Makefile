@@ -35,8 +35,8 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve bundle test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts clients stress train mutate transformers bench gpu-pack soak two-nodes faults \
-  locks
+  upstream-tests capabilities pages evaluate lossless drafts clients stress soak two-nodes faults train mutate \
+  transformers bench gpu-pack bundle-check locks
 
 ##@ use
 
@@ -181,6 +181,9 @@ bench: build  ## the series, and PEER= beside it, on one GPU of 80 GiB (half an 
 
 gpu-pack: apply  ## the CUDA build, or PEER=version, in parts for a GPU host without a network
 	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start)
+
+bundle-check: build  ## pack twice and compare, install without a network and ask (10 minutes)
+	@$(SERIES) bundle-check $(COMMON)
 
 locks:  ## renew the locks in ci/locks from their .in files
 	@$(SERIES) locks $(COMMON)

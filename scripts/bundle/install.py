@@ -137,11 +137,15 @@ def run(words: "list[Any]", env: "dict[str, str]") -> None:
 def demo(target: Path) -> None:
     """Ask the tiny model about a picture, in the engine and in transformers."""
     home = target / ".demo"
+    shutil.rmtree(home, ignore_errors=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "PYTHON"))}
-    env |= {"HOME": str(home), "PYTHONPATH": str(HERE / "scripts"), "TMPDIR": str(home)}
-    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PATH": f"{target / 'bin'}:{env.get('PATH', '')}"}
-    home.mkdir()
-    words = ["-m", "tiny.demo", "--tree", HERE / "reference", "--folder", home]
+    env |= {"HOME": str(home), "PYTHONPATH": str(home / "scripts"), "TMPDIR": str(home)}
+    env |= {"PATH": f"{target / 'bin'}:{env.get('PATH', '')}"}
+    # A copy, as Python leaves byte code beside what it runs.
+    for name in ("scripts", "reference"):
+        shutil.copytree(HERE / name, home / name)
+    words = ["-m", "tiny.demo", "--tree", home / "reference", "--folder", home]
+    print("asking the tiny model about a picture (a minute)", flush=True)
     done = subprocess.run([str(w) for w in (target / "bin/python", *words)], env=env)
     shutil.rmtree(home)
     if done.returncode:

@@ -57,14 +57,25 @@ def run(command: Command) -> None:
     if args.torch_index:
         raise Exit.USAGE(
             "a bundle has the packages of the lock, which TORCH_INDEX= does not hash",
-            "make build bundle TORCH_INDEX= empty",
+            "make bundle TORCH_INDEX=, which forgets it",
         )
     device, which = environments.read_stamp(paths)["checked"]
     if device == "cuda" and which != "precompiled":
-        raise Exit.USAGE("a bundle takes KERNELS=precompiled for cards", "make build with that")
-    steps = Steps(paths.state / "logs", quiet=args.json)
-    out = (args.out or paths.state / "bundle").resolve()
-    with command.lock(), locked(paths.downloads / "wheels.lock", args.wait):
+        raise Exit.USAGE(
+            "a bundle for cards takes the published kernels",
+            "make bundle DEVICE=cuda KERNELS=precompiled",
+        )
+    command.report = pack(command, device, (args.out or paths.state / "bundle").resolve())
+    command.say(
+        "{folder}: {bytes} bytes, sha256 of {} {sums}".format(install.SUMS, **command.report)
+    )
+
+
+def pack(command: Command, device: str, out: Path) -> dict[str, Any]:
+    """Write the bundle of a device into `out`; where it is, its sizes and its sums."""
+    base, paths = command.base, command.paths
+    steps = Steps(paths.state / "logs", quiet=command.args.json)
+    with command.lock(), locked(paths.downloads / "wheels.lock", command.args.wait):
         found = _kernels(command, steps, device)
         name, part = _start(command, out, device)
         own = wheel.make(base, paths, steps, device, found, part / "wheels")
@@ -75,14 +86,12 @@ def run(command: Command) -> None:
         _sums(part, about)
         shutil.rmtree(out / name, ignore_errors=True)
         part.rename(out / name)
-    sums = sha256(out / name / install.SUMS)
-    size = sum(file.stat().st_size for file in (out / name).rglob("*") if file.is_file())
-    command.say(f"{out / name}: {size / 1e9:.2f} GB, sha256 of {install.SUMS} {sums}")
-    command.report = {
+    own = out / name / "wheels" / own.name
+    return {
         "folder": str(out / name),
-        "bytes": size,
-        "sums": sums,
-        "wheel": {"name": own.name, "bytes": (out / name / "wheels" / own.name).stat().st_size},
+        "bytes": sum(file.stat().st_size for file in (out / name).rglob("*") if file.is_file()),
+        "sums": sha256(out / name / install.SUMS),
+        "wheel": {"name": own.name, "bytes": own.stat().st_size, "sha256": sha256(own)},
         "packages": len(chosen),
     }
 

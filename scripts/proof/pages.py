@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import memory
+from bundle import proof as bundle
 from series.command import Command
 from series.config import ROOT, Base
 from series.errors import Exit, SeriesError
@@ -47,6 +48,7 @@ from . import (
 
 # A page has the bases that have data under the name of the page.
 PAGES: dict[str, Callable[[list[Base]], str]] = {
+    "docs/evidence/bundle.md": bundle.page,
     "docs/evidence/capabilities.md": capabilities.page,
     "docs/evidence/client-table.md": clients.page,
     "docs/evidence/drafts.md": drafts.page,

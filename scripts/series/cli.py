@@ -78,6 +78,7 @@ MAINTAIN = {
     "bench": Verb("series.programs", "the series beside a published release, on one GPU"),
     "numerics": Verb("series.programs", "the distance of bf16 on a GPU from float32"),
     "gpu-pack": Verb("gpu.pack", "the CUDA build in parts, for a GPU host without a network"),
+    "bundle-check": Verb("bundle.proof", "pack twice and compare; answer without a network"),
     "locks": Verb("series.selftest", "renew the locks of the tool's packages"),
 }
 VERBS = USE | MAINTAIN

@@ -127,9 +127,17 @@ def test_a_release_has_the_sources_the_history_and_their_hashes(tmp_path: Path) 
     git(clone, "tag", "v9")
     (clone / "ci").mkdir()
     shutil.copy(REPO / "ci/release.sh", clone / "ci/release.sh")
-    subprocess.run([clone / "ci/release.sh", out, "v9"], check=True)
+    bundle, wheel = tmp_path / "bundle", "vllm-1+exaone45.1.cpu-cp38-abi3-linux_x86_64.whl"
+    for name in (f"wheels/{wheel}", "wheels/uv-1.whl", "sbom.cdx.json", "requirements.txt"):
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(name)
+    (bundle / "SHA256SUMS").write_text("the sums\n")
+    subprocess.run([clone / "ci/release.sh", out, "v9", bundle], check=True)
     names = ["series-v9.bundle", "series-v9.tar.gz"]
-    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", *names]
+    packed = ["bundle.SHA256SUMS", "requirements.txt", "sbom.cdx.json", wheel]
+    assert {path.name for path in out.iterdir()} == {"SHA256SUMS", *names, *packed}
+    assert len((out / "SHA256SUMS").read_text().splitlines()) == 6
+    assert (out / "bundle.SHA256SUMS").read_text() == "the sums\n"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
     assert "refs/tags/v9" in git(clone, "bundle", "list-heads", str(out / names[0]))
     with tarfile.open(out / names[1]) as archive:

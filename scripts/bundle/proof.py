@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bundle-check`: a second build in another folder, and an answer without a network.
+
+The second build compiles its own kernels and builds its own wheel; only the environment, whose
+packages are hashed, and the downloads are the first one's. Then `install.py` runs in a network
+namespace that has a loopback device and nothing else, with an empty HOME and no variable but PATH.
+With --device cuda, where no card answers, only the builds are compared.
+
+The report is docs/evidence/data/<base>/bundle.json, and docs/evidence/bundle.md is its page.
+"""
+
+import argparse
+import copy
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from proof import evidence
+from series import cli, tools
+from series.command import Command
+from series.config import Base, Paths
+from series.errors import Exit
+
+from . import install, pack
+
+# Up with the loopback device, which a new namespace has but down, and on with the words behind it.
+ALONE = """\
+import fcntl, os, socket, struct, sys
+get, put, form = 0x8913, 0x8914, "16sH14s"  # SIOCGIFFLAGS, SIOCSIFFLAGS
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    answer = fcntl.ioctl(s, get, struct.pack(form, b"lo", 0, b""))
+    name, flags, rest = struct.unpack(form, answer)
+    fcntl.ioctl(s, put, struct.pack(form, name, flags | 1, rest))
+try:
+    socket.create_connection(("192.0.2.1", 443), 5)
+except OSError as error:
+    print("network:", error.strerror, flush=True)
+else:
+    sys.exit("there is a network")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+HEAD = """# The bundle
+
+`make bundle-check` packs the series twice: as `make bundle` does, and once more in a folder of
+another name, with kernels that are compiled there. On a CPU it then installs the bundle in a
+network namespace without a network, with an empty `HOME`, and asks the tiny model about a picture.
+How to use a bundle: [bundle.md](../use/bundle.md).
+
+The sums of a whole bundle are those of that day's checkout, as its documents are in it; this page
+is one of them. The wheel's is that of the tree.
+"""
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """The options of `bundle-check`."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the bundle")
+    parser.add_argument("--out", type=Path, help="the report (docs/evidence/data/<base>)")
+
+
+def run(command: Command) -> None:
+    """Build twice, compare, install without a network; write the report."""
+    base, paths, device = command.base, command.paths, command.args.device
+    evidence.require_tree(base, paths)
+    started = time.monotonic()
+    first = pack.pack(command, device, paths.state / "bundle")
+    seconds = {"first": round(time.monotonic() - started)}
+    folder = paths.state / "second build"
+    try:
+        started = time.monotonic()
+        second = pack.pack(elsewhere(command, folder), device, folder / "out")
+        seconds["second"] = round(time.monotonic() - started)
+        differ = compare(Path(first["folder"]), Path(second["folder"]))
+        report: dict[str, Any] = {
+            "first": {key: value for key, value in first.items() if key != "folder"},
+            "name": Path(first["folder"]).name,
+            "second": {"sums": second["sums"], "differ": differ},
+            "seconds": seconds,
+        }
+        if device == "cpu":
+            report["log"], seconds["install"] = without_network(Path(first["folder"]), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    file = command.args.out or evidence.DATA / base.name / "bundle.json"
+    known = evidence.load(file) if file.is_file() else {}
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    known.setdefault("devices", {})[device] = report | {"tree": evidence.tree_of(base), "day": day}
+    evidence.write(file, evidence.about(base, paths) | {"devices": known["devices"]})
+    command.report = report
+    command.say(f"wrote {file}")
+    if differ:
+        raise Exit.FAILED(f"the second build differs in {', '.join(differ)}", "see the report")
+
+
+def elsewhere(command: Command, folder: Path) -> Command:
+    """The command for a build folder of its own, with the tree applied and no kernels yet."""
+    shutil.rmtree(folder, ignore_errors=True)
+    other = copy.copy(command)
+    other.args = cli.parse(["apply", "--base", command.base.name, "--build-dir", str(folder)])
+    other.args.__dict__ |= {
+        "sources": str(command.paths.downloads),
+        "source": "archive",
+        "json": command.args.json,
+    }
+    other.paths = Paths(folder, command.base.name)
+    other.paths.state.mkdir(parents=True)
+    other.paths.env.symlink_to(command.paths.env)
+    (folder / "bundle").symlink_to(tools.make(command.paths, "bundle"))
+    (folder / "tools").symlink_to(tools.make(command.paths, "tools"))
+    other.paths.downloads.mkdir()
+    (other.paths.downloads / "wheels").symlink_to(command.paths.downloads / "wheels")
+    cli.function_of("apply")(other)
+    return other
+
+
+def compare(first: Path, second: Path) -> list[str]:
+    """The files of which two bundles have other bytes, by their sums."""
+    lines = [set((folder / install.SUMS).read_text().splitlines()) for folder in (first, second)]
+    return sorted({line.partition("  ")[2] for line in lines[0] ^ lines[1]})
+
+
+def without_network(bundle: Path, folder: Path) -> tuple[list[str], int]:
+    """Install a bundle and ask for the answer where there is no network; what was said, seconds."""
+    home, target = folder / "home", folder / "engine"
+    home.mkdir(parents=True)
+    python = Path(sys.executable).resolve()
+    started = time.monotonic()
+    done = subprocess.run(
+        [
+            *("unshare", "--map-root-user", "--net", python, "-c", ALONE),
+            *(python, "-B", bundle / "install.py", target),
+        ],
+        cwd=home,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    seconds = round(time.monotonic() - started)
+    said = re.sub(rf"{re.escape(str(folder))}/?", "", done.stdout)
+    if done.returncode or "(right)" not in said or "tokens equal: yes" not in said:
+        raise Exit.FAILED(f"without a network: {said[-500:]}", "see docs/use/bundle.md")
+    if left := sorted(path.name for path in home.iterdir()):
+        raise Exit.FAILED(f"the installation left {', '.join(left)} in HOME", "report it")
+    install.compare(bundle)
+    return [line.rstrip() for line in said.splitlines()], seconds
+
+
+def page(bases: list[Base]) -> str:
+    """The whole page."""
+    text = HEAD
+    for base in bases:
+        file = evidence.DATA / base.name / "bundle.json"
+        if not file.is_file():
+            continue
+        data = evidence.read_any(file, base)
+        text += f"\n## {base.name}\n\n{evidence.origin(data, base)}\n"
+        for device, row in sorted(data["devices"].items()):
+            first, second, seconds = row["first"], row["second"], row["seconds"]
+            same = f"differs in {', '.join(second['differ'])}" if second["differ"] else "the same"
+            own = first["wheel"]
+            text += (
+                f"\n### {device}\n\n{row['day']}, tree `{row['tree'][:12]}`, `{row['name']}`: "
+                f"{first['packages'] + 1} wheels, {first['bytes']:,} bytes; packed in "
+                f"{seconds['first']} s, the second time, with its kernels, in {seconds['second']} "
+                "s.\n\n"
+                f"| what | sha256 |\n| --- | --- |\n"
+                f"| `{own['name']}`, {own['bytes']:,} bytes | `{own['sha256']}` |\n"
+                f"| SHA256SUMS of the first build | `{first['sums']}` |\n"
+                f"| of the second, in another folder: {same} | `{second['sums']}` |\n"
+            )
+            if "log" in row:
+                lines = "\n".join(row["log"])
+                text += (
+                    f"\nInstalled without a network, and asked, in {seconds['install']} s:\n\n"
+                    f"```text\n{lines}\n```\n"
+                )
+    return text
