@@ -54,6 +54,7 @@ def run(command: Command) -> None:
     base, paths, args = command.base, command.paths, command.args
     # What is packed is the series: no edit and no commit that it does not name.
     evidence.require_tree(base, paths)
+    refuse_edits()
     if args.torch_index:
         raise Exit.USAGE(
             "a bundle has the packages of the lock, which TORCH_INDEX= does not hash",
@@ -94,6 +95,16 @@ def pack(command: Command, device: str, out: Path) -> dict[str, Any]:
         "wheel": {"name": own.name, "bytes": own.stat().st_size, "sha256": sha256(own)},
         "packages": len(chosen),
     }
+
+
+def refuse_edits() -> None:
+    """Raise unless what is packed of the checkout is committed: its bytes are a commit's."""
+    changed = git(ROOT, "status", "--porcelain", "--", *SOURCES)
+    if changed:
+        raise Exit.DIRTY(
+            f"the checkout has a change that is not committed: {changed.splitlines()[0].strip()}",
+            "commit it, or undo it",
+        )
 
 
 def _kernels(command: Command, steps: Steps, device: str) -> dict[str, Path]:

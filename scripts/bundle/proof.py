@@ -65,6 +65,7 @@ def run(command: Command) -> None:
     """Build twice, compare, install without a network; write the report."""
     base, paths, device = command.base, command.paths, command.args.device
     evidence.require_tree(base, paths)
+    pack.refuse_edits()
     started = time.monotonic()
     first = pack.pack(command, device, paths.state / "bundle")
     seconds = {"first": round(time.monotonic() - started)}
@@ -173,6 +174,8 @@ def page(bases: list[Base]) -> str:
                 f"| SHA256SUMS of the first build | `{first['sums']}` |\n"
                 f"| of the second, in another folder: {same} | `{second['sums']}` |\n"
             )
+            if "note" in row:
+                text += f"\n{row['note']}\n"
             if "log" in row:
                 lines = "\n".join(row["log"])
                 text += (

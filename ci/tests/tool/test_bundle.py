@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from packaging import tags
 
-from bundle import choose, pack, sbom, wheel
-from conftest import REPO, digest, failing, make_wheel
+from bundle import choose, pack, proof, sbom, wheel
+from conftest import REPO, Project, digest, failing, make_wheel
 from proof import evidence
 from series import cli, index, patches, settings, tools
 from series import env as environments
@@ -195,7 +195,7 @@ def here(module: str, *words: str, given: str) -> str:
     return said
 
 
-REAL_LIBRARY = pack._library
+REAL_LIBRARY, REFUSE_EDITS = pack._library, pack.refuse_edits
 
 
 @pytest.fixture
@@ -233,6 +233,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     monkeypatch.setattr(evidence, "require_tree", lambda *_: [])
     monkeypatch.setattr(environments, "read_stamp", lambda _: {"checked": ["cpu", "precompiled"]})
     library = kernel(tmp_path / "kernels")
+    monkeypatch.setattr(pack, "refuse_edits", lambda: None)
     monkeypatch.setattr(pack, "_kernels", lambda *_: {"vllm/_C.so": library})
     monkeypatch.setattr(wheel, "epoch", lambda _: 1_795_505_511)
     monkeypatch.setattr(wheel, "pure", lambda *given: built(given[-1]))
@@ -320,6 +321,21 @@ def test_a_kernel_with_a_path_of_this_machine_is_refused(
     library.write_bytes(f"assert at {toy.paths.build}/env/x.h".encode())
     monkeypatch.setattr(pack, "_kernels", lambda *_: {"vllm/_C.so": library})
     with failing(Exit.BUILD, "names the folder"):
+        toy.pack()
+
+
+def test_an_edit_of_the_checkout_is_refused(
+    toy: Toy, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "refuse_edits", REFUSE_EDITS)
+    monkeypatch.setattr(pack, "git", series_git)
+    monkeypatch.setattr(pack, "ROOT", project.root)
+    monkeypatch.setattr(pack, "SOURCES", ("patches",))
+    REFUSE_EDITS()
+    (project.root / "notes.txt").write_text("not packed\n")
+    REFUSE_EDITS()
+    (project.base / "series").write_text("mine\n")
+    with failing(Exit.DIRTY, r"not committed: M patches/v1/series"):
         toy.pack()
 
 
@@ -511,3 +527,56 @@ def test_what_is_no_sbom_is_not_taken_for_one(toy: Toy) -> None:
     (own,) = [part for part in found["components"] if part["name"] == "vllm"]
     own["pedigree"]["patches"][0]["type"] = "wish"
     assert "wish" in sbom.check(json.dumps(found))
+
+
+# ---- bundle-check ----
+
+
+def test_a_difference_is_named(toy: Toy, tmp_path: Path) -> None:
+    first = toy.pack()
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    assert proof.compare(first, second) == []
+    text = (second / "SHA256SUMS").read_text()
+    at = text.index("  LICENSE") - 1
+    other = "0" if text[at] != "0" else "1"
+    (second / "SHA256SUMS").write_text(text[:at] + other + text[at + 1 :])
+    assert proof.compare(first, second) == ["LICENSE"]
+    (second / "SHA256SUMS").write_text(text + f"{'0' * 64}  more\n")
+    assert proof.compare(first, second) == ["more"]
+
+
+ANSWER = "answer    'one'  (right)\ntokens equal: yes"
+
+
+def script(folder: Path, body: str) -> Path:
+    """A bundle whose installer does something else."""
+    bundle = folder / "bundle"
+    (bundle / "wheels").mkdir(parents=True)
+    (bundle / "install.py").write_text(f"import os, socket, sys\nfrom pathlib import Path\n{body}")
+    (bundle / "bundle.json").write_text('{"sizes": {}}')
+    (bundle / "SHA256SUMS").write_text(f"{digest(bundle / 'bundle.json')}  bundle.json\n")
+    return bundle
+
+
+def test_there_is_a_loopback_and_no_network(tmp_path: Path) -> None:
+    listen = "s = socket.create_server(('127.0.0.1', 0))\n"
+    connect = "socket.create_connection(s.getsockname(), 5)\nprint(sys.argv[1])\n"
+    names = "print(sorted(set(os.environ) - {'LC_CTYPE', 'PWD', 'SHLVL', '_'}))\n"
+    bundle = script(tmp_path, f"{listen}{connect}{names}print({ANSWER!r})")
+    lines, _ = proof.without_network(bundle, tmp_path / "folder")
+    said = ["network: Network is unreachable", "engine", "['HOME', 'PATH']"]
+    assert lines == [*said, *ANSWER.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("print('tokens equal: yes')", "without a network: "),
+        (f"print({ANSWER!r}); sys.exit(1)", "without a network: "),
+        (f"print({ANSWER!r}); (Path.home() / '.cache').mkdir()", "left .cache in HOME"),
+    ],
+)
+def test_what_is_no_answer_is_an_error(body: str, said: str, tmp_path: Path) -> None:
+    with failing(Exit.FAILED, said):
+        proof.without_network(script(tmp_path, body), tmp_path / "folder")
