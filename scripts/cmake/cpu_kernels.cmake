@@ -19,8 +19,7 @@ add_compile_definitions(VLLM_NUMA_DISABLED)
 # binary does not depend on the folder it was built in.
 set(CMAKE_SKIP_RPATH ON)
 
-# Assertions keep the name of their file: without the folders of this machine, so that the same
-# sources give the same bytes wherever they are compiled.
+# Assertions keep the name of their file: without the folders of this machine.
 cmake_path(GET VLLM_PYTHON_EXECUTABLE PARENT_PATH _environment)
 cmake_path(GET _environment PARENT_PATH _environment)
 add_compile_options("-ffile-prefix-map=${_environment}=env"
