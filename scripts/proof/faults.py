@@ -34,7 +34,11 @@ from series.state import digest, sha256
 
 from . import evidence, outcomes
 
-DATA = evidence.DATA / "faults.json"
+
+def data_file(base: Base) -> Path:
+    return evidence.DATA / base.name / "faults.json"
+
+
 PARTS = ("toy", "base", "server")
 TOY_KILLS = 10
 SEED = 11
@@ -280,12 +284,13 @@ def run(command: Command) -> None:
     if "server" in parts:
         found["server"] = run_servers(command)
         found["server tree"] = evidence.tree_of(command.base)
-    data = {**evidence.load(DATA), **found, **evidence.about(command.base, command.paths)}
-    evidence.write(DATA, data)
+    file = data_file(command.base)
+    data = {**evidence.load(file), **found, **evidence.about(command.base, command.paths)}
+    evidence.write(file, data)
     command.report = {"wrong": wrongs(data)}
     if wrong := wrongs(data):
-        raise Exit.FAILED(f"not as it should be: {', '.join(wrong)}", f"see {DATA}")
-    command.say(f"wrote {DATA}")
+        raise Exit.FAILED(f"not as it should be: {', '.join(wrong)}", f"see {file}")
+    command.say(f"wrote {file}")
 
 
 # ---- the page ----
@@ -409,10 +414,13 @@ def _servers(data: dict[str, Any]) -> str:
 
 
 def page(bases: list[Base]) -> str:
-    """The whole page; the data says which base it is of."""
-    data = evidence.load(DATA)
-    base = next(base for base in bases if base.name == data["base"])
-    text = f"{HEAD}\n{evidence.origin(data, base)}\n{_kills(data)}"
+    """The whole page."""
+    return HEAD + "".join(map(_part, bases))
+
+
+def _part(base: Base) -> str:
+    data = evidence.read_any(data_file(base), base)
+    text = f"\n{evidence.origin(data, base)}\n{_kills(data)}"
     text += (
         "\n## Other faults of the tool\n\n| fault | what was done | what becomes of it | test |\n"
     )

@@ -39,6 +39,7 @@ from . import (
     evidence,
     faults,
     mutants,
+    shared_text,
     soak,
     stress_page,
     transformers_releases,
@@ -120,7 +121,7 @@ def table(name: str) -> str:
 
 
 def block(name: str) -> str:
-    computed = memory.TABLES | sizing.TABLES
+    computed = memory.TABLES | sizing.TABLES | shared_text.TABLES
     return computed[name]() + "\n" if name in computed else table(name)
 
 

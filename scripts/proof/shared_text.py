@@ -77,23 +77,42 @@ def percent(part: int, whole: int) -> str:
     return f"{part} of {whole} ({100 * part / max(whole, 1):.1f} %)"
 
 
+def table() -> str:
+    """What v0.19.1 and v0.33.0 share, as markdown."""
+    old, new = (added(Base.load(name)) for name in ("v0.19.1", "v0.33.0"))
+    rows = of_patches(old, new)
+    both = [row for row in rows if row[0] in old]
+    ours, theirs = model(old, None), model(new, None)
+    sums = {
+        f"the {len(both)} patches with one name on both bases": both,
+        f"all {len(rows)} patches of `v0.33.0`": rows,
+    }
+    lines = ["| text | lines that are the same on both |", "| --- | --- |"]
+    for name, chosen in sums.items():
+        lines.append(
+            f"| {name} | {percent(sum(r[2] for r in chosen), sum(r[1] for r in chosen))} |"
+        )
+    lines.append(
+        "| the model of `v0.19.1` (encoder, config, processor, MTP), in the patches of `v0.33.0` | "
+        f"{percent(shared(ours, theirs), len(ours))} |"
+    )
+    return "\n".join(lines)
+
+
+TABLES = {"shared-text": table}
+
+
 def main(arguments: list[str]) -> None:
     first, second = (Base.load(name) for name in arguments[:2])
-    folder = Path(arguments[2]) if arguments[2:] else None
     old, new = added(first), added(second)
-    rows = of_patches(old, new)
-    for name, lines, same in rows:
+    for name, lines, same in of_patches(old, new):
         print(f"{name:34} {percent(same, lines)}" + ("" if name in old else "  no such patch"))
-    both = [row for row in rows if row[0] in old]
-    print(f"all patches: {percent(sum(r[2] for r in rows), sum(r[1] for r in rows))}")
-    print(f"patches on both bases: {percent(sum(r[2] for r in both), sum(r[1] for r in both))}")
-    ours, theirs = model(old, None), model(new, folder)
-    print(
-        f"model text of {first.name} on {second.name}: {percent(shared(ours, theirs), len(ours))}"
-    )
-    if folder:
+    if arguments[2:]:
         out = Paths(ROOT / "build", second.name).state / "logs/shared-text.diff"
         out.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = model(old, None), model(new, Path(arguments[2]))
+        print(f"model text of {first.name} on {second.name}: ", end="")
+        print(percent(shared(ours, theirs), len(ours)))
         text = difflib.unified_diff(ours, theirs, first.name, second.name, lineterm="")
         out.write_text("\n".join(text) + "\n", encoding="utf-8")
         print(out)
