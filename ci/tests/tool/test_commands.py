@@ -173,6 +173,7 @@ def committed(checkout: Checkout) -> None:
 EDIT = "sed -i 's/forty/FORTY/' toy/model.py"
 
 
+@pytest.mark.long
 @flow
 def test_contributing_from_clone_to_an_exported_change(checkout: Checkout) -> None:
     committed(checkout)
@@ -191,6 +192,7 @@ def test_contributing_from_clone_to_an_exported_change(checkout: Checkout) -> No
     assert f"patches/v1/{NAME}.patch" in out.rpartition("check passed")[2]
 
 
+@pytest.mark.long
 @flow
 def test_contributing_two_branches_that_changed_patches(checkout: Checkout) -> None:
     committed(checkout)
@@ -212,6 +214,7 @@ def test_contributing_two_branches_that_changed_patches(checkout: Checkout) -> N
     assert "one-more" in names and "another" in names
 
 
+@pytest.mark.long
 @flow
 def test_the_workflow_of_a_new_patch(checkout: Checkout) -> None:
     committed(checkout)

@@ -197,6 +197,7 @@ def test_a_report_of_another_tree_is_refused(passing: Toy) -> None:
 # ---- comparisons without and with the series ----
 
 
+@pytest.mark.long
 def test_model_compares_other_models(comparing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     comparing.run("test-model")
     rows = [line.split() for line in capfd.readouterr().out.splitlines()[-3:-1]]
@@ -214,6 +215,7 @@ def test_model_compares_other_models(comparing: Toy, capfd: pytest.CaptureFixtur
     assert not list(comparing.paths.state.glob("each/*"))
 
 
+@pytest.mark.long
 def test_a_comparison_of_a_tree_with_itself_fails(
     comparing: Toy, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +233,7 @@ def test_a_comparison_of_a_tree_with_itself_fails(
     assert f"with the series: vllm came from {pinned}" in capfd.readouterr().out
 
 
+@pytest.mark.long
 def test_a_comparison_needs_one_patch_of_the_series(
     comparing: Toy, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_an_environment_that_is_a_link_is_replaced_not_emptied(
     assert not (tmp_path / "build/tools").is_symlink()
 
 
+@pytest.mark.long
 def test_an_environment_without_an_index_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
