@@ -32,7 +32,8 @@ on the base and passed. File names are below `tests/` of the patched tree.
 class Capability:
     """One row: what, and the tests that show it.
 
-    `tests` are pytest node ids; one without parameters stands for all of its cases.
+    `tests` are pytest node ids; one without parameters stands for all of its cases, and a file or
+    class for all of its tests.
     """
 
     group: str
@@ -88,7 +89,9 @@ def count_cases(path: Path, passed: dict[str, bool]) -> dict[str, int]:
     problems = []
     for c in read_list(path):
         for node in c.tests:
-            found = [one for one in passed if one == node or one.startswith(f"{node}[")]
+            found = [
+                one for one in passed if one == node or one.startswith((f"{node}[", f"{node}::"))
+            ]
             cases[node] = len(found)
             if not found:
                 problems.append(f"{c.name}: {node} did not run")

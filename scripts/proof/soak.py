@@ -491,7 +491,7 @@ def page(bases: list[Base]) -> str:
         "the request alone ([random requests](stress.md)). Ten times nothing is under way. Then no",
         "request, no KV block and no reference to a picture may be left in the server, and six",
         "probes get the same answers with as many accepted drafts as the first time.",
-        "[test_soak.py](../../ci/tests/engine/test_soak.py) plants leaks, which are found.",
+        "[test_soak.py](../../ci/tests/engine/test_soak.py) has what is taken for growth.",
     ]
     for base in bases:
         data = evidence.read_any(data_file(base.name), base)

@@ -121,6 +121,13 @@ def test_one_case_that_did_not_pass(toy: Toy, outcome: str) -> None:
     assert not capabilities.data_file("v0.19.1").exists()
 
 
+def test_a_class_stands_for_its_tests(toy: Toy) -> None:
+    toy.write_list(LIST.replace("TestMore::test_it", "TestMore"))
+    toy.run()
+    toy.write_run("test-model", CASES | {f"{FILE}::TestMore::test_it": "failed"})
+    assert "TestMore::test_it did not pass" in toy.fails().what
+
+
 def test_a_test_that_did_not_run(toy: Toy) -> None:
     toy.write_run("test-model", dict(list(CASES.items())[2:]))
     assert f"one image: {FILE}::test_image did not run" in toy.fails().what
