@@ -37,7 +37,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +136,10 @@ def count_objects() -> dict[str, Any]:
 
 
 class Prepare:
-    """In the server's process: answer SIGUSR2 with a file in `folder`. The engine inherits it.
+    """In the server's process: answer SIGUSR2 with a file in `folder`. The engine inherits it."""
 
-    `plant` is run, too: a test's planted leak.
-    """
-
-    def __init__(self, folder: Path, plant: Callable[[], None] | None = None) -> None:
-        self.folder, self.plant = folder, plant
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self) -> None:
         from vllm.v1.core.block_pool import BlockPool
@@ -155,8 +151,6 @@ class Prepare:
         for cls in (BlockPool, EncoderCacheManager, Scheduler, OutputProcessor, CPUModelRunner):
             look_at(cls)
         signal.signal(signal.SIGUSR2, self.answer)
-        if self.plant:
-            self.plant()
 
     def answer(self, *_: Any) -> None:
         file = self.folder / f"{os.getpid()}.json"
@@ -239,11 +233,8 @@ def judge(rows: list[dict[str, Any]], *, short: bool = False) -> list[str]:
 class Soak(stress.Run):
     """All requests of one seed to one server."""
 
-    def __init__(
-        self, seed: int, count: int, folder: Path, plant: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, seed: int, count: int, folder: Path) -> None:
         super().__init__(seed, count, folder, [SERVER])
-        self.plant = plant
         self.rows: list[dict[str, Any]] = []
         self.wrong: list[str] = []
         self.growth = ""
@@ -365,7 +356,7 @@ class Soak(stress.Run):
 
     async def run(self) -> stress.Report:
         started = time.monotonic()
-        server = stress.Server(SERVER, self.folder, prepare=Prepare(self.folder, self.plant))
+        server = stress.Server(SERVER, self.folder, prepare=Prepare(self.folder))
         alone = stress.Server("alone", self.folder)
         try:
             await asyncio.gather(server.wait(), alone.wait())
@@ -409,19 +400,13 @@ class Soak(stress.Run):
         }
 
 
-def soak(
-    seed: int,
-    count: int,
-    *,
-    short: bool = False,
-    plant: Callable[[], None] | None = None,
-) -> Soak:
+def soak(seed: int, count: int, *, short: bool = False) -> Soak:
     """Run `count` requests of a seed. vLLM is imported once, before the servers are forked."""
     import vllm.entrypoints.openai.api_server  # noqa: F401
 
     random.seed(seed)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        run = Soak(seed, count, Path(folder), plant)
+        run = Soak(seed, count, Path(folder))
         asyncio.run(run.run())
         run.wrong += judge(run.rows, short=short)
     return run

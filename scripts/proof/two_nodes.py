@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,8 @@ class Machine:
         self, commands: str, environment: dict[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
         """Run commands of the page in it."""
+        # In "/", where nsenter ends, Python cannot name the byte code of a module without a file.
+        commands = f"cd {shlex.quote(str(Path.cwd()))}\n{commands}"
         with log.open("ab") as stream:
             return subprocess.Popen(
                 self.argv("bash", "-ec", commands),
@@ -250,7 +253,8 @@ async def fail(
         "status": status,
         "seconds": round(seconds, 1),
         "health": round(well if well is not None else seconds, 1),
-        "line": lines[0].partition("] ")[2] if lines else "",
+        # The last one says why it ends; those before it may dump the configuration.
+        "line": lines[-1].partition("] ")[2][:200] if lines else "",
         "other": [other.poll() for other in others],
     }
 
