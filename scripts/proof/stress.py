@@ -147,6 +147,8 @@ def _serve(
     parser = make_arg_parser(FlexibleArgumentParser())
     args = parser.parse_args([*to_arguments(options), "--uds", socket])
     validate_parsed_serve_args(args)
+    # One that died has left it.
+    Path(socket).unlink(missing_ok=True)
     uvloop.run(run_server(args))
 
 
@@ -381,6 +383,8 @@ async def is_tie(alone: Server, request: Request, answer: Answer) -> bool:
     if again.status != 200:
         return False
     for ours, theirs in zip(answer.body["choices"], again.body["choices"], strict=True):
+        if ours["token_ids"] is None or theirs["token_ids"] is None:
+            return False
         pairs = zip(ours["token_ids"], theirs["token_ids"], strict=False)
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         if place is None:
