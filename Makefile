@@ -180,7 +180,7 @@ bench: build  ## the series, and PEER= beside it, on one GPU of 80 GiB (half an 
 	@$(SERIES) bench $(COMMON) -- $(if $(PEER),--peer '$(PEER)')
 
 gpu-pack: apply  ## the CUDA build, or PEER=version, in parts for a GPU host without a network
-	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start)
+	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start) $(FLAGS)
 
 bundle-check: build  ## pack twice and compare, install without a network and ask (10 minutes)
 	@$(SERIES) bundle-check $(COMMON)

@@ -6,7 +6,9 @@
 
 The released configuration with dummy weights, one request at a time, no cache of prompts or
 pictures, a fresh picture each time; from `LLM.generate` to its answer of one token, the work of
-the image processor on the CPU included, which is also timed alone. Writes OUT/first-token.json.
+the image processor on the CPU included, which is also timed alone. With --mixed N also N requests
+at once, of texts and pictures of several sizes, 64 tokens each: requests and tokens a second.
+Writes OUT/first-token.json.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from PIL import Image
 from series import engine
 
 from .dims import make_config
+from .mtp import IMAGE, VISION_END, VISION_START
 
-IMAGE, VISION_START, VISION_END = 67, 73, 74
 SIZES = [0, 224, 448, 672, 1024, 1792]
 
 
@@ -40,6 +42,39 @@ def request(size: int, seed: int) -> dict[str, Any]:
     pixels = rng.integers(0, 256, size=(size, size, 3), dtype=np.uint8)
     prompt = [VISION_START, IMAGE, VISION_END, *words]
     return {"prompt_token_ids": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+
+
+def mixed_request(number: int, seed: int, tiny: bool) -> dict[str, Any]:
+    """One of a mixture: of four requests one is a text, three have a picture."""
+    rng = np.random.default_rng(seed)
+    if number % 4 == 0:
+        length = int(rng.integers(16, 64) if tiny else rng.integers(128, 1024))
+        return {"prompt_token_ids": rng.integers(128, 250, size=length).tolist()}
+    return request(int(rng.choice([56, 112] if tiny else [224, 448, 672, 1024])), seed)
+
+
+def measure_mixed(llm: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Requests, their prompts' tokens and their answers' tokens a second, by repeat."""
+    from vllm import SamplingParams
+
+    count = 4 if args.tiny else 64
+    sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+    rows = []
+    for i in range(3):
+        every: Any = [mixed_request(n, 7000 + 1000 * i + n, args.tiny) for n in range(args.mixed)]
+        started = time.perf_counter()
+        outputs = llm.generate(every, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        prompts = sum(len(output.prompt_token_ids) for output in outputs)
+        answers = sum(len(output.outputs[0].token_ids) for output in outputs)
+        rows.append(
+            {
+                "requests_per_second": len(outputs) / seconds,
+                "prompt_tokens_per_second": prompts / seconds,
+                "tokens_per_second": answers / seconds,
+            }
+        )
+    return {"requests": args.mixed, "tokens": count, "all": rows[1:]}
 
 
 def measure(llm: Any, size: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -78,6 +113,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", help="0: 128 tokens of text")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--warm-ups", type=int, default=3)
+    parser.add_argument("--mixed", type=int, default=0, help="requests of texts and pictures")
     parser.add_argument("--name", default="first-token", help="of the JSON file")
     parser.add_argument("--engine-options", default="{}", help="JSON, for vllm.LLM")
     parser.add_argument("--folder", type=Path, help="the model's; default: made in OUT")
@@ -103,7 +139,7 @@ def main() -> int:
         "seed": 0,
         "max_model_len": 512 if args.tiny else 8192,
         "max_num_batched_tokens": 512 if args.tiny else 8192,
-        "max_num_seqs": 8,
+        "max_num_seqs": max(8, args.mixed),
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "enable_prefix_caching": False,
         "mm_processor_cache_gb": 0,
@@ -127,6 +163,10 @@ def main() -> int:
         if size and not args.peer:
             result["processor_ms"][str(size)] = measure_processor(folder, size, args)
         print(size, result["first_token"][str(size)], result["processor_ms"].get(str(size)))
+        (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1))
+    if args.mixed:
+        result["mixed"] = measure_mixed(llm, args)
+        print(result["mixed"])
         (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1))
     return 0
 

@@ -9,7 +9,8 @@ The released configuration with dummy weights, a few of which are then set so th
 continues token t with (7 t + 13) mod vocabulary, and the draft layer predicts the same: the
 post-norms of all layers are 0, so that each layer computes everything and adds nothing, and the
 row of lm_head that belongs to t's successor is t's embedding. All weights are still read, and the
-output is known. --wrong makes the draft layer miss after that share of the tokens.
+output is known. --wrong makes the draft layer miss after that share of the tokens; of several
+shares each is measured in turn in one engine. --contexts measures single long prompts as well.
 
 One process runs without the draft layer, one with it. Both write JSON to OUT; a table comes last.
 Exit status: 0, 1 if a token is wrong, 2 if a run did not finish.
@@ -30,6 +31,7 @@ from series import engine
 from .dims import make_config
 
 GIB = 1 << 30
+IMAGE, VISION_START, VISION_END = 67, 73, 74
 # Names at the end of a parameter's name, and the value it gets.
 CONSTANTS = {
     "post_attention_layernorm.weight": 0.0,
@@ -57,39 +59,66 @@ def wrong_mask(vocab_size: int, share: float) -> Any:
 
 
 def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]:
-    """Give a worker's model the weights that make the output known.
+    """Give a worker's part of the model the weights that make the output known.
 
     In place: CUDA graphs and compiled code keep the addresses.
 
     Returns:
-        How many parameters were set, by the end of their name.
+        How many parameters were set, by the end of their name; also the worker's rank of tensor
+        parallelism.
     """
     import torch
+    from vllm.distributed import (
+        get_tensor_model_parallel_rank,
+        get_tensor_model_parallel_world_size,
+    )
 
     runner = worker.model_runner
     target = dict(runner.get_model().named_parameters())
     # Newer releases call it a speculator.
     drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
-    draft = dict(drafter.model.named_parameters()) if drafter is not None else {}
-    counts: dict[str, int] = {}
+    drafts = getattr(drafter, "model", None)
+    draft = dict(drafts.named_parameters()) if drafts is not None else {}
+    rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    stages = worker.vllm_config.parallel_config.pipeline_parallel_size
+    vocab_size = worker.vllm_config.model_config.get_vocab_size()
+    counts: dict[str, int] = {"tp_rank": rank}
 
     def one(parameters: dict[str, Any], end: str) -> Any:
         found = [p for name, p in parameters.items() if name.endswith(end)]
+        if not found and stages > 1:
+            return None
         if len({p.data_ptr() for p in found}) != 1:
             raise RuntimeError(f"{len(found)} parameters end with {end}, expected one")
         counts[end] = counts.get(end, 0) + 1
         return found[0].data
 
+    def put(parameter: Any, rows: Any) -> None:
+        """This rank's part of the rows."""
+        count = len(parameter)
+        part = rows[rank * count : (rank + 1) * count]
+        parameter[: len(part)] = part
+
     with torch.no_grad():
         embed = one(target, "embed_tokens.weight")
         head = one(target, "lm_head.weight")
-        vocab_size, hidden = embed.shape
-        generator = torch.Generator(embed.device).manual_seed(0)
-        embed.normal_(generator=generator)
-        mask = wrong_mask(vocab_size, share).to(embed.device)
+        like = embed if embed is not None else head
+        hidden = like.shape[1]
+        # All rows, where this worker does not hold them itself.
+        whole = ranks * stages == 1
+        table = embed[:vocab_size] if whole else like.new_empty(vocab_size, hidden)
+        table.normal_(generator=torch.Generator(like.device).manual_seed(0))
+        mask = wrong_mask(vocab_size, share).to(like.device)
         # One dimension marks the tokens after which the draft layer is to miss.
-        embed[:, 0] = torch.where(mask, 8.0, 0.0).to(embed.dtype)
-        head[(7 * torch.arange(vocab_size, device=embed.device) + 13) % vocab_size] = embed
+        table[:, 0] = torch.where(mask, 8.0, 0.0).to(like.dtype)
+        successors = (7 * torch.arange(vocab_size, device=like.device) + 13) % vocab_size
+        heads = table.new_empty(0) if whole else table[successors.argsort()]
+        if whole:
+            head[successors] = table
+        elif head is not None:
+            put(head, heads)
+        if embed is not None and not whole:
+            put(embed, table)
         for parameters in (target, draft):
             for name, parameter in parameters.items():
                 for end, value in CONSTANTS.items():
@@ -101,16 +130,24 @@ def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]
                 names = [n for n in draft if n.endswith(end) and "layers." not in n]
                 one({n: draft[n] for n in names}, end).fill_(1.0)
             fc = one(draft, "fc.weight")
-            fc.zero_()
-            fc[:, :hidden] = torch.eye(hidden, dtype=fc.dtype, device=fc.device)
+            rows = torch.zeros(hidden, 2 * hidden, dtype=fc.dtype, device=fc.device)
+            rows[:, :hidden] = torch.eye(hidden, dtype=fc.dtype, device=fc.device)
             # A marked token is drafted as if it were token 0, which is not marked.
-            first = embed[0].clone()
-            first[0] = 0
-            fc[:, 0] = 8 * first
-            for end, shared in (("embed_tokens.weight", embed), ("lm_head.weight", head)):
+            rows[:, 0] = 8 * table[0]
+            rows[0, 0] = 0
+            if len(fc) == hidden:
+                fc.copy_(rows)
+            else:
+                put(fc, rows)
+            for end, shared, all_rows in (
+                ("embed_tokens.weight", embed, table),
+                ("lm_head.weight", head, heads),
+            ):
                 own = one(draft, end)
-                if peer:
-                    own.copy_(shared)
+                if own is None:
+                    continue
+                if peer or shared is None:
+                    put(own, shared if whole else all_rows)
                 elif own.data_ptr() != shared.data_ptr():
                     raise RuntimeError(f"the draft layer has a {end} of its own")
     counts["layers"] = sum(n.endswith("self_attn.o_proj.weight") for n in target)
@@ -243,6 +280,34 @@ def kv_cache_figures(worker: Any) -> dict[str, float]:
     return figures
 
 
+def watch_encoder(worker: Any) -> None:
+    """Count what the encoder gives from here on."""
+    model = worker.model_runner.get_model()
+    original, worker.encoded = model.embed_multimodal, 0
+
+    def embed_multimodal(**inputs: Any) -> Any:
+        found = original(**inputs)
+        worker.encoded += sum(len(part) for part in found)
+        return found
+
+    model.embed_multimodal = embed_multimodal
+
+
+def encoded(worker: Any) -> int:
+    return int(worker.encoded)
+
+
+def with_picture(prompt: list[int], size: int, seed: int) -> dict[str, Any]:
+    """The request with a random picture of `size` x `size` before its text."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, size=(size, size, 3), dtype=np.uint8)
+    tokens = [VISION_START, IMAGE, VISION_END, *prompt]
+    return {"prompt_token_ids": tokens, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+
+
 class Bench:
     """An engine with known weights."""
 
@@ -252,6 +317,7 @@ class Bench:
         self.args = args
         self.mode = mode
         self.wrong_tokens = 0
+        self.placeholders = 0
         self.load: dict[str, float] = {}
         if not args.peer:
             watch_loading(self.load)
@@ -276,19 +342,37 @@ class Bench:
         self.llm = LLM(**options)
         self.start_seconds = time.perf_counter() - started
         self.vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
-        self.mask = wrong_mask(self.vocab_size, args.wrong)
-        (counts,) = self.llm.collective_rpc(set_weights, args=(args.wrong, args.peer))
-        print(f"{mode}: set {counts}", flush=True)
-        num_norms = counts["layers"] + (mode == "mtp")
+        self.max_model_len = self.llm.llm_engine.model_config.max_model_len
+        self.set_share(args.wrong[0])
+        if args.picture:
+            self.llm.collective_rpc(watch_encoder)
+
+    def set_share(self, share: float) -> None:
+        """Make the draft layer miss after this share of the tokens."""
+        self.share = share
+        self.mask = wrong_mask(self.vocab_size, share)
+        every = self.llm.collective_rpc(set_weights, args=(share, self.args.peer))
+        print(f"{self.mode}: set {every}", flush=True)
+        # Of each stage of a pipeline one worker.
+        stages = [counts for counts in every if counts["tp_rank"] == 0]
+        num_norms = sum(counts["layers"] for counts in stages) + (self.mode == "mtp")
         for end in list(CONSTANTS)[:2]:
-            if counts[end] != num_norms:
-                raise RuntimeError(f"{counts[end]} parameters end with {end}, not {num_norms}")
+            found = sum(counts.get(end, 0) for counts in stages)
+            if found != num_norms:
+                raise RuntimeError(f"{found} parameters end with {end}, not {num_norms}")
 
     def count_drafts(self) -> tuple[int, list[int]]:
         return engine.count_drafts(self.llm) if self.mode == "mtp" else (0, [0] * self.args.drafts)
 
+    def num_tokens(self, batch_size: int) -> int:
+        """Of each sequence, so that the KV cache holds all of them."""
+        args = self.args
+        room = args.most_tokens // batch_size - args.prompt_tokens
+        wanted = args.tokens if self.share == args.wrong[0] else args.wrong_tokens or args.tokens
+        return int(max(min(wanted, room), 8))
+
     def generate(
-        self, batch_size: int, num_tokens: int, seed: int
+        self, batch_size: int, num_tokens: int, seed: int, prompt_tokens: int = 0
     ) -> tuple[float, float, list[int]]:
         """One batch, each token checked.
 
@@ -303,13 +387,22 @@ class Bench:
         rng = random.Random(seed * 1000 + batch_size)
         # Below 128 are the markers of images and the like.
         prompts = [
-            [rng.randrange(128, self.vocab_size) for _ in range(self.args.prompt_tokens)]
+            rng.choices(range(128, self.vocab_size), k=prompt_tokens or self.args.prompt_tokens)
             for _ in range(batch_size)
         ]
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
         sampling.detokenize = False
         requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        if self.args.picture:
+            # The text goes on from its last token, whatever is before it.
+            # Each picture is another, so that none is in the encoder's cache.
+            seeds = [rng.getrandbits(40) for _ in prompts]
+            requests = [
+                with_picture(prompt, self.args.picture, one)
+                for prompt, one in zip(prompts, seeds, strict=True)
+            ]
         outputs = self.llm.generate(requests, sampling, use_tqdm=False)
+        self.placeholders += sum(output.prompt_token_ids.count(IMAGE) for output in outputs)
         firsts = [prompt[-1] for prompt in prompts]
         for first, output in zip(firsts, outputs, strict=True):
             tokens = list(output.outputs[0].token_ids)
@@ -326,22 +419,22 @@ class Bench:
     def measure(self, batch_size: int) -> dict[str, Any]:
         """One batch size; tokens per second are of all sequences, from the first token to the last,
         and the median of the repeats."""
-        args = self.args
+        args, tokens = self.args, self.num_tokens(batch_size)
         for i in range(args.warm_ups):
-            self.generate(batch_size, args.warm_up_tokens, seed=100 + i)
+            self.generate(batch_size, min(args.warm_up_tokens, tokens), seed=100 + i)
         rounds_before, accepted_before = self.count_drafts()
         rates, latencies, firsts = [], [], []
         for i in range(args.repeats):
-            seconds, first_token_ms, last = self.generate(batch_size, args.tokens, seed=i)
-            rates.append(batch_size * (args.tokens - 1) / seconds)
+            seconds, first_token_ms, last = self.generate(batch_size, tokens, seed=i)
+            rates.append(batch_size * (tokens - 1) / seconds)
             latencies.append(first_token_ms)
             firsts += last
         rounds, accepted = self.count_drafts()
-        num_tokens = steps = args.repeats * batch_size * (args.tokens - 1)
+        num_tokens = steps = args.repeats * batch_size * (tokens - 1)
         wanted: list[int] = []
         if self.mode == "mtp":
             mask = self.mask.tolist()
-            steps, wanted = expected_accepted(firsts, args.tokens, args.drafts, mask)
+            steps, wanted = expected_accepted(firsts, tokens, args.drafts, mask)
         rate = statistics.median(rates)
         return {
             "batch_size": batch_size,
@@ -354,6 +447,31 @@ class Bench:
                 a - b for a, b in zip(accepted, accepted_before, strict=True)
             ],
             "expected_per_position": wanted,
+            "tokens": tokens,
+        }
+
+    def measure_context(self, prompt_tokens: int) -> dict[str, Any]:
+        """One sequence after a long prompt: time to its first token, and of a step from there."""
+        args = self.args
+        repeats = args.repeats if prompt_tokens <= 1 << 16 else 1
+        first, step = [], []
+        # Compile what this length needs; a step's tokens are at most some thousands.
+        self.generate(1, args.context_tokens, seed=300, prompt_tokens=min(prompt_tokens, 8192))
+        for i in range(repeats):
+            before = self.count_drafts()[0]
+            seconds, first_token_ms, _ = self.generate(
+                1, args.context_tokens, seed=301 + prompt_tokens + i, prompt_tokens=prompt_tokens
+            )
+            steps = self.count_drafts()[0] - before or args.context_tokens - 1
+            first.append(first_token_ms)
+            step.append(1000 * seconds / steps)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "first_token_ms": statistics.median(first),
+            "all_first_token_ms": first,
+            "milliseconds_per_step": statistics.median(step),
+            "all_milliseconds_per_step": step,
+            "tokens": args.context_tokens,
         }
 
     def profile(self, batch_size: int) -> dict[str, Any]:
@@ -382,8 +500,11 @@ class Bench:
 
         args = self.args
         rates: list[dict[str, Any]] = []
+        contexts: list[dict[str, Any]] = []
         profiles: dict[str, Any] = {}
-        kv_cache = {} if args.peer else self.llm.collective_rpc(kv_cache_figures)[0]
+        parallel = self.llm.llm_engine.vllm_config.parallel_config
+        alone = parallel.world_size == 1 and not args.peer
+        kv_cache = self.llm.collective_rpc(kv_cache_figures)[0] if alone else {}
 
         def save() -> None:
             report = {
@@ -393,19 +514,40 @@ class Bench:
                 "load": self.load,
                 "start_seconds": self.start_seconds,
                 "kv_cache": kv_cache,
+                "max_model_len": self.max_model_len,
                 "wrong_tokens": self.wrong_tokens,
+                "placeholders": self.placeholders,
+                "encoded": self.llm.collective_rpc(encoded) if args.picture else [],
                 "rates": rates,
+                "contexts": contexts,
                 "profiles": profiles,
             }
             write(args.out / f"{self.mode}.json", report)
 
         on_gpu = torch.cuda.is_available()
-        for batch_size in args.batch_sizes:
-            rates.append(self.measure(batch_size))
+        for share in args.wrong if self.mode == "mtp" else args.wrong[:1]:
+            if share != args.wrong[0]:
+                self.set_share(share)
+            for batch_size in args.batch_sizes:
+                rates.append(self.measure(batch_size) | {"wrong": share})
+                save()
+                print(f"{self.mode}: {rates[-1]}", flush=True)
+        if len(args.wrong) > 1:
+            self.set_share(args.wrong[0])
+        for length in args.contexts:
+            if length + args.context_tokens + args.drafts > self.max_model_len:
+                print(f"{self.mode}: no room for {length} tokens", flush=True)
+                continue
+            contexts.append(self.measure_context(length))
             save()
-            print(f"{self.mode}: {rates[-1]}", flush=True)
-        for batch_size in (args.batch_sizes[0], args.batch_sizes[-1]) if args.profile else ():
-            profiles[str(batch_size)] = self.profile(batch_size)
+            print(f"{self.mode}: {contexts[-1]}", flush=True)
+        ends = (args.batch_sizes[0], args.batch_sizes[-1]) if args.batch_sizes else ()
+        for batch_size in args.profile_batch_sizes or (ends if args.profile else ()):
+            try:
+                profiles[str(batch_size)] = self.profile(batch_size)
+            except RuntimeError as error:
+                # What was measured before stands without it.
+                profiles[str(batch_size)] = {"error": str(error)}
             save()
 
 
@@ -425,7 +567,7 @@ def report(results: dict[str, Any], sizes: list[int]) -> int:
         )
         kv = {k: round(v, 2) for k, v in result["kv_cache"].items()}
         print(f"{'':6} KV cache: {kv}; wrong tokens: {result['wrong_tokens']}")
-    if "mtp" in results:
+    if results.get("mtp", {}).get("kv_cache"):
         kv = results["mtp"]["kv_cache"]
         share, old = (
             kv[key] / kv["tokens_without_draft"] for key in ("tokens", "tokens_in_one_pool")
@@ -435,21 +577,23 @@ def report(results: dict[str, Any], sizes: list[int]) -> int:
 
     head = f"{'batch':>6}{'plain tok/s':>13}{'ms/step':>9}{'mtp tok/s':>12}{'ms/step':>9}"
     print(f"\n{head}  accepted per position (expected)")
-    for size in sizes:
+    shares = sorted({rate["wrong"] for result in results.values() for rate in result["rates"]})
+    for share, size in ((share, size) for share in shares for size in sizes):
         row = f"{size:6}"
         for mode, width in (("plain", 13), ("mtp", 12)):
             rates = results.get(mode, {}).get("rates", [])
-            rate = next((rate for rate in rates if rate["batch_size"] == size), None)
+            same = (r for r in rates if (r["batch_size"], r["wrong"]) == (size, share))
+            rate = next(same, None)
             if rate is None:
                 row += " " * (width + 9)
                 continue
             row += f"{rate['tokens_per_second']:{width}.1f}{rate['milliseconds_per_step']:9.2f}"
             if mode == "mtp":
-                shares, wanted = (
+                found, wanted = (
                     [round(count / max(rate["drafts"], 1), 3) for count in rate[key]]
                     for key in ("accepted_per_position", "expected_per_position")
                 )
-                row += f"  {shares} ({wanted})"
+                row += f"  {found} ({wanted})" + (f", {share:.0%} wrong" if share else "")
         print(row)
     return sum(result["wrong_tokens"] for result in results.values())
 
@@ -458,11 +602,24 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a folder for the results")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on a CPU")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=None)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=None)
     parser.add_argument("--modes", nargs="+", default=["plain", "mtp"], choices=["plain", "mtp"])
     parser.add_argument("--drafts", type=int, default=3)
-    parser.add_argument("--wrong", type=float, default=0.0, help="share of tokens drafted wrongly")
+    parser.add_argument(
+        "--wrong", type=float, nargs="+", default=[0.0], help="shares of tokens drafted wrongly"
+    )
     parser.add_argument("--tokens", type=int, default=None, help="of each sequence")
+    parser.add_argument(
+        "--wrong-tokens", type=int, help="of each sequence, for all shares but the first"
+    )
+    parser.add_argument(
+        "--most-tokens", type=int, default=1 << 30, help="of all sequences, prompts included"
+    )
+    parser.add_argument(
+        "--contexts", type=int, nargs="*", default=[], help="tokens of single long prompts"
+    )
+    parser.add_argument("--picture", type=int, default=0, help="pixels of one before each prompt")
+    parser.add_argument("--context-tokens", type=int, default=48, help="after each of them")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-ups", type=int, default=2)
@@ -474,6 +631,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine-options", default="{}", help="JSON, for vllm.LLM")
     parser.add_argument("--speculative-options", default="{}", help="JSON, for speculative_config")
     parser.add_argument("--profile", action="store_true", help="also trace some steps")
+    parser.add_argument(
+        "--profile-batch-sizes", type=int, nargs="*", default=[], help="trace these instead"
+    )
     parser.add_argument("--profile-steps", type=int, default=12)
     parser.add_argument("--multiprocess", action="store_true", help="the engine in its own process")
     parser.add_argument("--timeout", type=float, default=420, help="seconds for each run")
@@ -483,7 +643,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--mode", help="this one alone, in this process")
     args = parser.parse_args()
-    args.batch_sizes = args.batch_sizes or ([1, 3] if args.tiny else [1, 8, 32])
+    if args.batch_sizes is None:
+        args.batch_sizes = [1, 3] if args.tiny else [1, 8, 32]
     args.tokens = args.tokens or (24 if args.tiny else 384)
     args.warm_up_tokens = args.warm_up_tokens or (8 if args.tiny else 96)
     args.max_model_len = args.max_model_len or (512 if args.tiny else 16384)

@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import torch
 from series import engine
 
 from .dims import make_config
+from .floor import COUNTS, PATCHES
 
 Grids = list[tuple[int, int, int]]
 """(frames, height, width) of each picture, in patches."""
@@ -57,6 +59,9 @@ PICTURES: dict[str, Grids] = {
     "2 x 896": [square(896)] * 2,
     "1330": [square(1330)],
 }
+PICTURES |= {f"{n} patches": [(1, isqrt(n), isqrt(n))] for n in PATCHES}
+PICTURES |= {f"{n} x 224": [square(224)] * n for n in COUNTS}
+DEFAULT = [*PICTURES][: [*PICTURES].index(f"{PATCHES[0]} patches")]
 TINY: dict[str, Grids] = {"1 x 1": [(1, 2, 2)], "mixed": [(1, 6, 10), (3, 4, 8), (1, 18, 22)]}
 VARIANTS = ["plain", "norms", "eager", "graphs", "compiled", "compiled graphs"]
 
@@ -293,7 +298,7 @@ def main() -> int:
         init_distributed_environment(1, 0, f"tcp://127.0.0.1:{get_open_port()}", 0, backend)
         initialize_model_parallel(1, 1)
     known = TINY if args.tiny else PICTURES
-    pictures = {name: known[name] for name in args.pictures or known}
+    pictures = {name: known[name] for name in args.pictures or (known if args.tiny else DEFAULT)}
     expected = {} if args.peer else encode_in_float32(pictures, args)
     result: dict[str, Any] = {
         "device": "cpu" if args.tiny else torch.cuda.get_device_name(),

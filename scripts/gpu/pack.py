@@ -4,7 +4,9 @@
 For a GPU host without a network, onto which files come in small parts. OUT/b00, b01, ... hold the
 packages of the CUDA lock and the binaries of the release's wheel, OUT/start what changes: the
 patched tree, scripts/, and gpu.host, which lays all of it out there. With --peer a published
-release of vLLM is packed in the same way, as OUT/p00, p01, ...
+release of vLLM is packed in the same way, as OUT/p00, p01, ...; with --letter q a second one, and
+with --host-torch one that the host's own torch fits. --over BASE adds the series on another base to
+OUT/start, for a peer of the same release.
 
 OUT/start/manifest.json names the packages, what was left behind (LEFT, STAND_INS, FILES) and
 every binary whose machine code for other cards was zeroed, with the sha256 that it was
@@ -29,7 +31,7 @@ from typing import Any
 
 from series import cuda, index, tools
 from series.command import Command
-from series.config import ROOT
+from series.config import ROOT, Base, Paths
 from series.errors import Exit
 from series.git import git
 from series.state import read_text
@@ -64,6 +66,8 @@ PEER_LEFT = (
     *("nccl4py", "nccl-extensions"),
 )
 PEER_KEPT = ("nvidia-nccl", "nvidia-ml-py")
+# What --host-torch leaves to the host.
+HOST = ("torch==", "triton==", "transformers==", "tokenizers==", "huggingface-hub==")
 # Files of packages that only a build, another card or a debugger reads.
 FILES = re.compile(
     r"\.a$|\.alt\.so|/(ptxas|cupti)-blackwell|_vllm_fa2_C|^torch/(include/|bin/protoc)|"
@@ -79,6 +83,11 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--python-version", default="3.12", help="the host's (3.12)")
     parser.add_argument("--architecture", type=int, default=90, help="the card's (90: Hopper)")
     parser.add_argument("--peer", metavar="VERSION", help="a published vLLM instead")
+    parser.add_argument("--letter", default="p", help="of the peer's parts (p)")
+    parser.add_argument("--host-torch", action="store_true", help="a peer for the host's torch")
+    parser.add_argument("--before", metavar="DATE", help="only packages of a peer that were out")
+    parser.add_argument("--over", metavar="BASE", help="also the series on that base, in start")
+    parser.add_argument("--wheel", type=Path, action="append", default=[], help="also in start")
     parser.add_argument("--start", action="store_true", help="OUT/start alone: tree and scripts")
 
 
@@ -95,12 +104,18 @@ def run(command: Command) -> None:
         with tempfile.TemporaryDirectory(dir=command.paths.state) as folder:
             files, names = _packages(command, steps, Path(folder))
             pack = _pack(command, steps, files, names)
-        packed = {"peer" if args.peer else "base": pack}
+        packed = {folder_name(pack["letter"]): pack}
+        # Beside the parts as well: those of several packs come together on the host.
+        beside = out / f"{pack['letter']}00/manifest-{pack['letter']}.json"
+        beside.write_text(json.dumps(packed) + "\n")
         command.say(f"{pack['parts']} parts of at most {PART} bytes in {out}")
     tree = write_start(command, start)
+    for wheel in args.wheel:
+        shutil.copy(wheel, start)
+    over = {f"tree of {args.over}": write_over(command, args.over, start)} if args.over else {}
     file = start / "manifest.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
-    manifest = {**known, **packed, "tree": tree}
+    manifest = {**known, **packed, "tree": tree, **over}
     file.write_text(json.dumps(manifest, indent=1) + "\n")
     command.report = manifest
 
@@ -125,10 +140,13 @@ def _packages(
         wanted = folder / "wanted.txt"
         wanted.write_text(f"vllm=={args.peer}\n")
         lock = folder / "all.txt"
-        resolve = (*uv, "compile", "-q", *platform, "--no-annotate", wanted, "-o", lock)
+        before = ("--exclude-newer", args.before) if args.before else ()
+        resolve = (*uv, "compile", "-q", *platform, "--no-annotate", *before, wanted, "-o", lock)
         steps.run("resolve", [*resolve], env=env)
         text, hashes = lock.read_text(), list[str]()
-        text = without(text, (*LEFT, *PEER_LEFT), keep=PEER_KEPT)
+        host = HOST if args.host_torch else ()
+        kept = PEER_KEPT[1:] if args.host_torch else PEER_KEPT
+        text = without(text, (*LEFT, *PEER_LEFT, *host), keep=kept)
     else:
         text = read_text(command.base.locks / "cuda.txt", Exit.BUILD)
         hashes = ["--require-hashes"]
@@ -183,7 +201,7 @@ def _pack(
     command: Command, steps: Steps, files: dict[str, Path], names: dict[str, str]
 ) -> dict[str, Any]:
     args, out = command.args, command.args.out.resolve()
-    letter = "p" if args.peer else "b"
+    letter = args.letter if args.peer else "b"
     for old in out.glob(f"{letter}[0-9][0-9]"):
         shutil.rmtree(old)
     zeroed: dict[str, dict[str, Any]] = {}
@@ -200,6 +218,8 @@ def _pack(
     of = f"vLLM {args.peer}" if args.peer else command.base.name
     return {
         "of": of,
+        "letter": letter,
+        "host_torch": bool(args.peer and args.host_torch),
         "packages": names,
         "left_behind": sorted((*LEFT, *(PEER_LEFT if args.peer else STAND_INS))),
         "files_left_behind": left,
@@ -289,6 +309,22 @@ def tree_files(command: Command) -> Iterator[str]:
     """The files of the tree that run: Python and what it reads, no sources of kernels."""
     listed = git(command.paths.tree, "ls-files", "vllm", "tests", "examples/offline_inference")
     yield from (name for name in listed.splitlines() if not name.endswith((".cu", ".cuh")))
+
+
+def folder_name(letter: str) -> str:
+    """Where the host has what the parts of a letter are."""
+    return {"b": "base", "p": "peer"}.get(letter, f"peer-{letter}")
+
+
+def write_over(command: Command, name: str, start: Path) -> str:
+    """The Python files of the series on another base, to lay over its release; the tree's id."""
+    base = Base.load(name)
+    tree = Paths(command.paths.build, name).tree
+    with tarfile.open(start / f"over-{base.version}.tar.xz", "w:xz", preset=2) as tar:
+        for file in git(tree, "ls-files", "vllm", "tests/models", "tests/__init__.py").splitlines():
+            if file.endswith(".py"):
+                tar.add(tree / file, f"tree/{file}")
+    return git(tree, "rev-parse", "HEAD^{tree}").strip()
 
 
 def write_start(command: Command, start: Path) -> str:

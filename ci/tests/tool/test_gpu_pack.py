@@ -5,6 +5,7 @@ import ctypes
 import json
 import struct
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,125 @@ def test_a_part_that_is_missing_is_named(packed: Path, tmp_path: Path) -> None:
     (packed / "b.01").write_bytes(b"short")
     with pytest.raises(SystemExit, match="bytes in"):
         host.lay_out(packed, tmp_path / "root")
+
+
+def repacked(parts: Path, name: str, **changed: Any) -> None:
+    """The parts under another name, in a manifest of their own."""
+    made = json.loads((parts / "manifest.json").read_text())["base"]
+    letter = changed["letter"]
+    for part in parts.glob("b.??"):
+        part.rename(parts / part.name.replace("b", letter, 1))
+    (parts / "manifest.json").write_text(json.dumps({"tree": "id"}))
+    (parts / f"manifest-{letter}.json").write_text(json.dumps({name: {**made, **changed}}))
+
+
+def test_a_second_peer_takes_torch_from_the_host(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "host"
+    (place / "torch").mkdir(parents=True)
+    (place / "torch/__init__.py").write_text("WHOSE = 'the host'\n")
+    (place / "toy.py").write_text("VALUE = 'not packed'\n")
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    repacked(packed, "peer-q", letter="q", of="vLLM 1.2", host_torch=True)
+    root = tmp_path / "root"
+    host.lay_out(packed, root)
+    monkeypatch.delenv("PYTHONPATH")
+    (root / "base/scripts").mkdir()
+    (root / "base/scripts/check.py").write_text(
+        "import torch, toy; assert (torch.WHOSE, toy.VALUE) == ('the host', 5)"
+    )
+    assert host.run(root, "peer-q", "check") == 0
+    assert host.peers_of(root) == ["peer-q"]
+    assert json.loads((root / "manifest.json").read_text())["tree"] == "id"
+
+
+def test_the_series_on_another_base_lies_over_its_release(packed: Path, tmp_path: Path) -> None:
+    """Its files instead of the release's, what was compiled from there; the release as it was."""
+    repacked(packed, "peer", letter="p", of="vLLM 1.2")
+    root, over = tmp_path / "root", tmp_path / "over"
+    for name, text in {"vllm/changed.py": "A = 2\n", "vllm/new.py": "B = 3\n"}.items():
+        (over / name).parent.mkdir(parents=True, exist_ok=True)
+        (over / name).write_text(text)
+    with tarfile.open(packed / "over-1.2.tar.xz", "w:xz") as tar:
+        tar.add(over / "vllm", "tree/vllm")
+    host.lay_out(packed, root)
+    release = root / "peer/site/vllm"
+    release.mkdir()
+    for name, text in {"changed.py": "A = 1\n", "same.py": "", "_C.so": "code"}.items():
+        (release / name).write_text(text)
+    host.lay_out(packed, root)
+    (root / "base/scripts").mkdir()
+    (root / "base/scripts/check.py").write_text(
+        "from vllm import changed, new, same; assert (changed.A, new.B) == (2, 3)"
+    )
+    assert host.run(root, "series-1.2", "check") == 0
+    tree = root / "series-1.2/tree/vllm"
+    assert (tree / "_C.so").samefile(release / "_C.so")
+    assert (release / "changed.py").read_text() == "A = 1\n"
+    assert host.peers_of(root) == ["peer", "series-1.2"]
+
+
+def test_a_name_that_transformers_lacks_is_there_for_a_peer(tmp_path: Path) -> None:
+    """Outside the release's files, and only where the name is missing."""
+    package = tmp_path / "transformers/models/exaone4_5"
+    package.mkdir(parents=True)
+    (tmp_path / "transformers/__init__.py").write_text("class Qwen2VLImageProcessor: pass\n")
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    site = Path(host.__file__).with_name("peer_site")
+    program = (
+        "import transformers\n"
+        "from transformers.models.exaone4_5 import Exaone4_5_ImageProcessor as found\n"
+        "assert found is getattr(transformers, sys.argv[1])\n"
+    )
+    command = [sys.executable, "-c", "import sys\n" + program]
+    env = {"PYTHONPATH": f"{site}:{tmp_path}"}
+    subprocess.run([*command, "Qwen2VLImageProcessor"], env=env, check=True)
+    (tmp_path / "transformers/__init__.py").write_text(
+        "class Qwen2VLImageProcessor: pass\nclass Own: pass\n"
+    )
+    (package / "__init__.py").write_text(
+        "from transformers import Own as Exaone4_5_ImageProcessor\n"
+    )
+    subprocess.run([*command, "Own"], env=env, check=True)
+
+
+def test_a_sitting_goes_on_in_the_background_and_says_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    scripts, python = root / "base/scripts", root / "base/env/bin/python"
+    scripts.mkdir(parents=True)
+    python.parent.mkdir(parents=True)
+    # Stands for the bench: says how it was called, and has a result.
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "out.mkdir(parents=True, exist_ok=True)\n"
+        "with (out / 'calls.log').open('a') as log:\n"
+        "    log.write(os.environ.get('CUDA_VISIBLE_DEVICES', 'all') + ' '.join(sys.argv[1:]))\n"
+        "table = {'columns': ['ms', '1'], 'rows': [[out.name, '2.5']]}\n"
+        "name = 'two.json' if out.name == 'two' else 'sitting.json'\n"
+        "(out / name).write_text(json.dumps({'tables': {'decode': table}}))\n"
+    )
+    python.chmod(0o755)
+    host.start_sitting(root, 500)
+    out = tmp_path / "out"
+    assert host.wait_sitting(root, out, 60) == 0
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("done")
+    assert "gpu1 decode\nms | 1\ngpu1 | 2.5" in said
+    calls = {n: (root / f"sitting/{n}/calls.log").read_text() for n in ("gpu0", "gpu1", "two")}
+    assert calls["gpu0"].startswith("0-m bench.sitting")
+    assert calls["gpu1"].startswith("1-m bench.sitting")
+    assert "--workloads floor plain mtp" in calls["gpu0"]
+    assert "bench.two_gpus" in calls["two"]
+    # Alone first, and once more with the time that both together left.
+    assert calls["gpu0"].count("bench.sitting") == 2
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        *("gpu0-sitting.json", "gpu1-sitting.json", "two-two.json"),
+        *("state.log", "raw.tar.xz"),
+    }
