@@ -147,8 +147,7 @@ def environment(root: Path, name: str) -> "dict[str, str]":
     # A release whose model does not import is helped there, outside its files.
     places = [scripts / "gpu/peer_site"] if name.startswith("peer") else []
     places += [folder / "tree"] if (folder / "tree").is_dir() else []
-    places += [scripts, root.resolve() / "extra"]
-    env["PYTHONPATH"] = ":".join(map(str, places))
+    env["PYTHONPATH"] = ":".join(map(str, [*places, scripts]))
     env["PATH"] = f"{home / 'env/bin'}:{env['PATH']}"
     # The packs leave FlashInfer behind.
     env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
