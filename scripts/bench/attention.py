@@ -189,7 +189,7 @@ def main() -> int:
 
     shapes = {str(size): square(size) for size in SIZES}
     if args.tiny:
-        shapes = {"2 x 6 x 10": (2, 6, 10)}
+        shapes = {"2 x 4 x 10": (2, 4, 10)}
     result: dict[str, Any] = {
         "device": "cpu" if args.tiny else torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "vllm": vllm.__version__},
