@@ -11,6 +11,8 @@ post-norms of all layers are 0, so that each layer computes everything and adds 
 row of lm_head that belongs to t's successor is t's embedding. All weights are still read, and the
 output is known. --wrong makes the draft layer miss after that share of the tokens; of several
 shares each is measured in turn in one engine. --contexts measures single long prompts as well.
+--chain N keeps to the first N tokens, t to (7 t + 13) mod N, for a draft layer that has no others
+(draft_vocab).
 
 One process runs without the draft layer, one with it. Both write JSON to OUT; a table comes last.
 Exit status: 0, 1 if a token is wrong, 2 if a run did not finish.
@@ -58,10 +60,15 @@ def wrong_mask(vocab_size: int, share: float) -> Any:
     return mask
 
 
-def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]:
+def set_weights(
+    worker: Any, share: float, peer: bool = False, chain: int | None = None
+) -> dict[str, int]:
     """Give a worker's part of the model the weights that make the output known.
 
     In place: CUDA graphs and compiled code keep the addresses.
+
+    Args:
+        chain: how many tokens, from the first on, follow each other; default: all.
 
     Returns:
         How many parameters were set, by the end of their name; also the worker's rank of tensor
@@ -106,15 +113,18 @@ def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]
         hidden = like.shape[1]
         # All rows, where this worker does not hold them itself.
         whole = ranks * stages == 1
+        if chain and not whole:
+            raise ValueError("a part of the vocabulary is for one worker")
+        chain = chain or vocab_size
         table = embed[:vocab_size] if whole else like.new_empty(vocab_size, hidden)
         table.normal_(generator=torch.Generator(like.device).manual_seed(0))
-        mask = wrong_mask(vocab_size, share).to(like.device)
+        mask = wrong_mask(chain, share).to(like.device)
         # One dimension marks the tokens after which the draft layer is to miss.
-        table[:, 0] = torch.where(mask, 8.0, 0.0).to(like.dtype)
-        successors = (7 * torch.arange(vocab_size, device=like.device) + 13) % vocab_size
+        table[:chain, 0] = torch.where(mask, 8.0, 0.0).to(like.dtype)
+        successors = (7 * torch.arange(chain, device=like.device) + 13) % chain
         heads = table.new_empty(0) if whole else table[successors.argsort()]
         if whole:
-            head[successors] = table
+            head[successors] = table[:chain]
         elif head is not None:
             put(head, heads)
         if embed is not None and not whole:
@@ -144,10 +154,14 @@ def set_weights(worker: Any, share: float, peer: bool = False) -> dict[str, int]
                 ("lm_head.weight", head, heads),
             ):
                 own = one(draft, end)
+                draft_head: Any = getattr(drafts, "lm_head", None)
                 if own is None:
                     continue
                 if peer or shared is None:
                     put(own, shared if whole else all_rows)
+                elif end == "lm_head.weight" and hasattr(draft_head, "copy_rows"):
+                    # Some of the target's rows, or all of them in FP8.
+                    draft_head.copy_rows(runner.get_model().language_model.lm_head)
                 elif own.data_ptr() != shared.data_ptr():
                     raise RuntimeError(f"the draft layer has a {end} of its own")
     counts["layers"] = sum(n.endswith("self_attn.o_proj.weight") for n in target)
@@ -341,7 +355,8 @@ class Bench:
         started = time.perf_counter()
         self.llm = LLM(**options)
         self.start_seconds = time.perf_counter() - started
-        self.vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
+        # Of the tokens that follow each other.
+        self.vocab_size = args.chain or self.llm.llm_engine.model_config.get_vocab_size()
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.set_share(args.wrong[0])
         if args.picture:
@@ -351,7 +366,8 @@ class Bench:
         """Make the draft layer miss after this share of the tokens."""
         self.share = share
         self.mask = wrong_mask(self.vocab_size, share)
-        every = self.llm.collective_rpc(set_weights, args=(share, self.args.peer))
+        options = (share, self.args.peer, self.args.chain)
+        every = self.llm.collective_rpc(set_weights, args=options)
         print(f"{self.mode}: set {every}", flush=True)
         # Of each stage of a pipeline one worker.
         stages = [counts for counts in every if counts["tp_rank"] == 0]
@@ -608,6 +624,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--wrong", type=float, nargs="+", default=[0.0], help="shares of tokens drafted wrongly"
     )
+    parser.add_argument("--chain", type=int, help="keep to the first so many tokens")
     parser.add_argument("--tokens", type=int, default=None, help="of each sequence")
     parser.add_argument(
         "--wrong-tokens", type=int, help="of each sequence, for all shares but the first"
@@ -643,6 +660,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--mode", help="this one alone, in this process")
     args = parser.parse_args()
+    if args.chain and args.chain % 7 == 0:
+        parser.error(f"--chain {args.chain}: a multiple of 7 would give tokens two predecessors")
     if args.batch_sizes is None:
         args.batch_sizes = [1, 3] if args.tiny else [1, 8, 32]
     args.tokens = args.tokens or (24 if args.tiny else 384)
