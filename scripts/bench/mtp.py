@@ -660,8 +660,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--mode", help="this one alone, in this process")
     args = parser.parse_args()
-    if args.chain and args.chain % 7 == 0:
-        parser.error(f"--chain {args.chain}: a multiple of 7 would give tokens two predecessors")
+    if args.chain and (args.chain % 7 == 0 or args.chain <= 128):
+        parser.error(
+            f"--chain {args.chain}: more than 128, where markers end, and no multiple of 7, which "
+            "would give tokens two predecessors"
+        )
     if args.batch_sizes is None:
         args.batch_sizes = [1, 3] if args.tiny else [1, 8, 32]
     args.tokens = args.tokens or (24 if args.tiny else 384)
