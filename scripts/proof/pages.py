@@ -39,6 +39,7 @@ from . import (
     evidence,
     faults,
     mutants,
+    plots,
     shared_text,
     soak,
     stress_page,
@@ -184,6 +185,9 @@ def run(command: Command) -> None:
         if not command.args.check:
             write_atomic(file, text.encode())
             command.say(f"wrote {changed[-1]}")
+    changed += [str(file.relative_to(ROOT)) for file in plots.stale()]
+    if not command.args.check:
+        plots.write(command)
     command.report = {"changed": changed}
     if command.args.check and changed:
         raise wrong(f"{', '.join(changed)}: not what the data gives", "run make pages")

@@ -88,7 +88,13 @@ def run(command: Command) -> None:
 def locks(command: Command) -> None:
     """Renew the locks of ci/locks from their .in files; what joins the engine agrees with it."""
     beside = ["--constraint", str(command.base.locks / "engine.txt"), "--no-annotate"]
-    for name, more in (("tools", []), ("bundle", []), ("dev", []), ("two-nodes", beside)):
+    for name, more in (
+        ("tools", []),
+        ("bundle", []),
+        ("dev", []),
+        ("plots", []),
+        ("two-nodes", beside),
+    ):
         subprocess.run(
             [
                 *(tools.uv(command.paths), "pip", "compile", "--quiet", "--upgrade", "--universal"),
