@@ -6,11 +6,13 @@ A file of docs/evidence/data may name plots of its tables:
     "plots": {NAME: {"table": TABLE, "columns": REGEX, "x": LABEL, "y": LABEL}}
 
 A line for each row; what the group of the regular expression finds in a column's name is x, the
-first number of a cell is y. A plot is drawn anew if its data or this file changed, with matplotlib
-of ci/locks/plots.txt; each says at its end what it was drawn from, which `pages --check` compares
-without matplotlib. `python -m proof.plots` draws what it reads as JSON.
+first number of a cell is y. With "points": [COLUMN, COLUMN] instead of "columns" a row is one point
+of the line that its first cell names. A plot is drawn anew if its data or `draw` changed, with
+matplotlib of ci/locks/plots.txt; each says at its end what it was drawn from, which `pages --check`
+compares without matplotlib. `python -m proof.plots` draws what it reads as JSON.
 """
 
+import inspect
 import json
 import re
 import subprocess
@@ -25,16 +27,25 @@ from series.state import digest, write_atomic
 
 from . import evidence
 
-FOLDER = ROOT / "docs/evidence/plots"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 Lines = dict[str, list[tuple[float, float]]]
 
 
-def lines_of(data: dict[str, Any], spec: dict[str, str]) -> Lines:
-    """The points of each row of the plot's table."""
+def folder() -> Path:
+    return evidence.DATA.parent / "plots"
+
+
+def lines_of(data: dict[str, Any], spec: dict[str, Any]) -> Lines:
+    """The points of each line of the plot's table."""
     table = data["tables"][spec["table"]]
-    columns = [re.fullmatch(spec["columns"], name) for name in table["columns"]]
     found: Lines = {}
+    if "points" in spec:
+        x, y = (table["columns"].index(name) for name in spec["points"])
+        for row in table["rows"]:
+            if (this := NUMBER.match(row[x])) and (that := NUMBER.match(row[y])):
+                found.setdefault(row[0], []).append((float(this[0]), float(that[0])))
+        return found
+    columns = [re.fullmatch(spec["columns"], name) for name in table["columns"]]
     for row in table["rows"]:
         for column, cell in zip(columns, row, strict=False):
             if column and (number := NUMBER.match(str(cell))):
@@ -49,7 +60,7 @@ def wanted() -> dict[Path, dict[str, Any]]:
         data = evidence.load(file)
         for name, spec in data.get("plots", {}).items():
             title = f"{data['card']}, {data['sitting']}"
-            plots[FOLDER / f"{file.stem}-{name}.svg"] = {
+            plots[folder() / f"{file.stem}-{name}.svg"] = {
                 "lines": lines_of(data, spec),
                 "title": title,
                 "x": spec["x"],
@@ -60,7 +71,7 @@ def wanted() -> dict[Path, dict[str, Any]]:
 
 def note(shown: dict[str, Any], drawing: bytes) -> bytes:
     """What the drawing was made from, and what it is."""
-    source = json.dumps(shown).encode() + Path(__file__).read_bytes()
+    source = (json.dumps(shown) + inspect.getsource(draw)).encode()
     return f"<!-- data {digest(source)} drawing {digest(drawing)} -->\n".encode()
 
 
@@ -75,7 +86,7 @@ def stale() -> list[Path]:
     """The plots that are missing, or not what the data gives, or that no data has."""
     plots = wanted()
     wrong = [file for file, shown in plots.items() if not is_current(file, shown)]
-    return wrong + [file for file in sorted(FOLDER.glob("*")) if file not in plots]
+    return wrong + [file for file in sorted(folder().glob("*")) if file not in plots]
 
 
 def write(command: Command) -> None:
@@ -85,13 +96,18 @@ def write(command: Command) -> None:
         if file not in plots:
             file.unlink()
             continue
-        python = tools.make(command.paths, "plots") / "bin/python"
-        env = {"PYTHONPATH": str(ROOT / "scripts"), "MPLCONFIGDIR": str(command.paths.build)}
-        argv = [python, "-B", "-m", "proof.plots"]
-        text = json.dumps(plots[file]).encode()
-        done = subprocess.run(argv, input=text, env=env, capture_output=True, check=True)
-        FOLDER.mkdir(exist_ok=True)
-        write_atomic(file, done.stdout + note(plots[file], done.stdout))
+        drawing = drawn(command, plots[file])
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, drawing + note(plots[file], drawing))
+
+
+def drawn(command: Command, shown: dict[str, Any]) -> bytes:
+    """The SVG, made where matplotlib is."""
+    python = tools.make(command.paths, "plots") / "bin/python"
+    env = {"PYTHONPATH": str(ROOT / "scripts"), "MPLCONFIGDIR": str(command.paths.build)}
+    argv = [python, "-B", "-m", "proof.plots"]
+    text = json.dumps(shown).encode()
+    return subprocess.run(argv, input=text, env=env, stdout=subprocess.PIPE, check=True).stdout
 
 
 def draw(shown: dict[str, Any]) -> bytes:

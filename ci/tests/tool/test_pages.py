@@ -13,7 +13,16 @@ import pytest
 
 from bench import memory
 from conftest import REPO, call, failing
-from proof import capabilities, clients, drafts, evidence, mutants, pages, transformers_releases
+from proof import (
+    capabilities,
+    clients,
+    drafts,
+    evidence,
+    mutants,
+    pages,
+    plots,
+    transformers_releases,
+)
 from series.config import Base, Paths
 from series.errors import Exit, SeriesError
 
@@ -268,3 +277,47 @@ def test_pages_say_which_tree_they_are_of(documents: Documents) -> None:
     assert "not what the data gives" in documents.fails("--check").what
     documents.run()
     assert f"tree `{tree[:12]}`, an earlier state of the series;" in page.read_text()
+
+
+def test_a_plot_is_of_its_data(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn anew when the data changes, refused when edited by hand, removed without its data."""
+    drawings: list[Any] = []
+
+    def drawn(command: Any, shown: Any) -> bytes:
+        drawings.append(shown)
+        return b"<svg/>\n"
+
+    monkeypatch.setattr(plots, "drawn", drawn)
+    columns = ["engine", "1 sequence", "8 sequences", "8 x 224"]
+    table = {"columns": columns, "rows": [["a", "1.5 (3; 4%)", "-", "5"], ["b", "2", "9.5", "7"]]}
+    points = {"columns": ["engine", "prompt", "ms"], "rows": [["a", "8", "1.5"], ["a", "16", "3"]]}
+    figures: dict[str, Any] = {**FIGURES, "tables": {"speed": table, "long": points}}
+    ends = {"x": "sequences", "y": "tokens/s"}
+    figures["plots"] = {
+        "by-n": {"table": "speed", "columns": r"(\d+) sequences?", **ends},
+        "by-prompt": {"table": "long", "points": ["prompt", "ms"], **ends},
+    }
+    documents.write("", figures)
+    both = "plots/run-by-n.svg, docs/evidence/plots/run-by-prompt.svg"
+    assert both in documents.fails("--check").what
+    documents.run()
+    documents.run("--check")
+    assert [shown["lines"] for shown in drawings] == [
+        {"a": [(1.0, 1.5)], "b": [(1.0, 2.0), (8.0, 9.5)]},
+        {"a": [(8.0, 1.5), (16.0, 3.0)]},
+    ]
+    assert drawings[0]["title"] == "One Card, 2026-01-01"
+    file = documents.root / "docs/evidence/plots/run-by-n.svg"
+    file.write_text(file.read_text().replace("<svg/>", "<svg></svg>"))
+    assert "run-by-n.svg: not what" in documents.fails("--check").what
+    documents.run()
+    table["rows"][1][2] = "9.6"
+    documents.write("", figures)
+    assert "run-by-n.svg: not what" in documents.fails("--check").what
+    documents.run()
+    assert len(drawings) == 4
+    del figures["plots"]["by-n"]
+    documents.write("", figures)
+    documents.run()
+    assert not file.exists()
+    documents.run("--check")
