@@ -289,7 +289,8 @@ def test_a_plot_is_of_its_data(documents: Documents, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(plots, "drawn", drawn)
     columns = ["engine", "1 sequence", "8 sequences", "8 x 224"]
-    table = {"columns": columns, "rows": [["a", "1.5 (3; 4%)", "-", "5"], ["b", "2", "9.5", "7"]]}
+    table: dict[str, Any] = {"columns": columns}
+    table["rows"] = [["a", "1.5 (3; 4%)", "-", "5"], ["b", "2", "9.5", "7"]]
     points = {"columns": ["engine", "prompt", "ms"], "rows": [["a", "8", "1.5"], ["a", "16", "3"]]}
     figures: dict[str, Any] = {**FIGURES, "tables": {"speed": table, "long": points}}
     ends = {"x": "sequences", "y": "tokens/s"}
