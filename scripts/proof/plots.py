@@ -104,7 +104,7 @@ def write(command: Command) -> None:
 def drawn(command: Command, shown: dict[str, Any]) -> bytes:
     """The SVG, made where matplotlib is."""
     python = tools.make(command.paths, "plots") / "bin/python"
-    env = {"PYTHONPATH": str(ROOT / "scripts"), "MPLCONFIGDIR": str(command.paths.build)}
+    env = {"PYTHONPATH": str(ROOT / "scripts"), "MPLCONFIGDIR": str(python.parents[1])}
     argv: list[str | Path] = [python, "-B", "-m", "proof.plots"]
     text = json.dumps(shown).encode()
     return subprocess.run(argv, input=text, env=env, stdout=subprocess.PIPE, check=True).stdout
