@@ -258,6 +258,8 @@ def test_a_second_peer_takes_torch_from_the_host(
         "import torch, toy; assert (torch.WHOSE, toy.VALUE) == ('the host', 5)"
     )
     assert host.run(root, "peer-q", "check") == 0
+    places = host.environment(root, "peer-q")["PYTHONPATH"].split(":")
+    assert places[0] == str(root / "base/scripts/gpu/peer_site")
     assert host.peers_of(root) == ["peer-q"]
     assert json.loads((root / "manifest.json").read_text())["tree"] == "id"
 

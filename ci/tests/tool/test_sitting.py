@@ -136,14 +136,18 @@ def test_what_a_run_measured_before_its_time_was_up_counts_until_it_is_repeated(
 
 
 def test_a_program_ends_with_its_processes(tmp_path: Path) -> None:
-    started = time.monotonic()
-    child = "import subprocess, sys; subprocess.Popen(['sleep', '60']).wait()"
-    words = [sys.executable, "-c", child]
-    assert sitting.run_one(words, {}, tmp_path / "log", 0.5) == -1
-    assert time.monotonic() - started < 20
-    assert (
-        sitting.run_one([sys.executable, "-c", "raise SystemExit(3)"], {}, tmp_path / "l", 60) == 3
-    )
+    child = "import subprocess; p = subprocess.Popen(['sleep', '60']); "
+    child += "print(p.pid, flush=True); p.wait()"
+    log = tmp_path / "log"
+    assert sitting.run_one([sys.executable, "-c", child], {}, log, 3) == -1
+    stat = Path(f"/proc/{int(log.read_text())}/stat")
+    deadline = time.monotonic() + 20
+    # Gone, or ended and not yet waited for.
+    while stat.exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ending = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert sitting.run_one(ending, {}, log, 60) == 3
 
 
 def test_the_programs_options_are_theirs(tmp_path: Path) -> None:
