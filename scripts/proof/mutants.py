@@ -7,7 +7,8 @@ test that fails anyway detects nothing. A test that hangs has detected the error
 
 Outcomes are kept in docs/evidence/data, each for as long as its entry, the file that it changes,
 its test and all that the test imports of tests/ stay as they were; `--fresh` begins again. A run
-that was cut off goes on.
+that was cut off goes on. `--not-yet` plants only what has never been planted, in minutes; what it
+leaves out keeps an outcome without a key if its files have changed since.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from series import engine
-from series.command import Command
+from series.command import Command, positive
 from series.config import Base, parse_toml, reading
 from series.errors import Exit
 from series.state import locked
@@ -107,6 +108,15 @@ class Known:
         entry = self.outcomes.get(mutation.name)
         return entry if entry and entry["key"] == self.key(mutation) else None
 
+    def leave_out(self, mutations: list[Mutation]) -> list[Mutation]:
+        """Those that were never planted; the outcomes of the others lose their keys."""
+        nothing = {"by": NOT_YET}
+        never = [m for m in mutations if self.outcomes.get(m.name, nothing)["by"] == NOT_YET]
+        for mutation in mutations:
+            if mutation not in never:
+                self.outcomes[mutation.name] |= {"key": ""}
+        return never
+
 
 class Trial:
     """Runs tests in worktrees, with and without an error."""
@@ -167,7 +177,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         "--only", nargs="*", metavar="NAME", help="these; their outcome is not kept"
     )
     parser.add_argument("--fresh", action="store_true", help="forget the outcomes that are kept")
-    parser.add_argument("--jobs", type=int, help="tests at a time (one a processor)")
+    parser.add_argument("--not-yet", action="store_true", help="only what was never planted")
+    parser.add_argument("--jobs", type=positive, help="tests at a time (one a processor)")
 
 
 def data_file(base: str) -> Path:
@@ -205,6 +216,8 @@ def run(command: Command) -> Exit:
             command.say(f"{verdict:14}{mutation.name:40}{outcome['seconds']:5} s")
 
         todo = mutations if args.only else [m for m in mutations if known.get(m) is None]
+        if args.not_yet:
+            todo = known.leave_out(todo)
         if len(todo) < len(mutations):
             command.say(f"{len(mutations) - len(todo)} of {len(mutations)} are known")
         plant(command, todo, known, add)

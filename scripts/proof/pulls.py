@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from series import canary, index, patches, tools
 from series import env as environments
-from series.command import Command
+from series.command import Command, positive
 from series.config import Paths
 from series.errors import Exit
 from series.git import git
@@ -63,7 +63,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ref", default="", help="put them on this instead of the base")
     parser.add_argument("--version", default="", help="the version of --ref, if it does not say")
     parser.add_argument("--run", action="store_true", help="run the tests, without and with it")
-    parser.add_argument("--jobs", type=int, help="stages at a time")
+    parser.add_argument("--jobs", type=positive, help="stages at a time")
 
 
 def run(command: Command) -> Exit:

@@ -21,7 +21,7 @@ from typing import Any
 
 from series import engine, patches
 from series import env as environments
-from series.command import Command
+from series.command import Command, positive
 from series.config import ROOT, Base, Paths, parse_toml, reading
 from series.errors import Exit
 from series.git import git
@@ -170,7 +170,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `test-model` and `test-each`."""
     parser.add_argument("--stages", default="", help="the plan (tests.toml of the base)")
     parser.add_argument("--patch", default="", help="only the stage of this patch")
-    parser.add_argument("--jobs", type=int, help="stages at a time (one a processor, 4 at most)")
+    parser.add_argument(
+        "--jobs", type=positive, help="stages at a time (one a processor, 4 at most)"
+    )
     if verb == "test-model":
         parser.add_argument("--long", action="store_true", help="only what is long")
         parser.add_argument(

@@ -28,7 +28,7 @@ from typing import Any
 
 from series import engine
 from series import env as environments
-from series.command import Command
+from series.command import Command, positive
 from series.config import Base, Paths, parse_toml
 from series.errors import Exit, SeriesError
 from series.git import git
@@ -118,7 +118,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="FILE", help="these files of tests"
     )
-    parser.add_argument("--jobs", type=int, help="files at a time (one a processor)")
+    parser.add_argument("--jobs", type=positive, help="files at a time (one a processor)")
 
 
 def check_choice(choice: Choice, tree: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import cuda, engine, kernels, settings, tree
 from . import env as environments
-from .command import Command
+from .command import Command, positive
 from .config import Paths
 from .errors import Exit
 from .git import git
@@ -41,7 +41,7 @@ for name in sys.argv[1:]:
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `build`."""
     settings.add_arguments(parser, settings.BUILD)
-    parser.add_argument("--jobs", type=int, default=0, help="compile jobs (number of processors)")
+    parser.add_argument("--jobs", type=positive, help="compile jobs (number of processors)")
 
 
 def run(command: Command) -> None:
@@ -85,8 +85,6 @@ def _edited(paths: Paths) -> str:
 def _plan(command: Command, steps: Steps) -> tuple[str, str]:
     """The device and its architectures; raise before anything is downloaded if it cannot work."""
     paths, args = command.paths, command.args
-    if args.jobs < 0:
-        raise Exit.USAGE(f"JOBS={args.jobs} is no number of jobs", "write JOBS=2")
     device = args.device
     if device == "auto":
         device = "cuda" if cuda.has_gpu() else "cpu"

@@ -3,6 +3,7 @@
 
 import argparse
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ from typing import Any
 from . import fetch
 from .config import Artifact, Base, Paths
 from .state import locked, make_build_folder
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    if not re.fullmatch("0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
 
 
 class Command:

@@ -153,10 +153,10 @@ def clean(command: Command) -> None:
     command.say("removed the work tree" if command.report["removed"] else "nothing to do")
 
 
-# What lies in the build folder beside the folders of the bases.
+# What lies in the build folder beside the folders of the bases; not results that cost time.
 OURS = {
-    *("CACHEDIR.TAG", "cache", "config.mk", "dev", "dev.lock", "downloads", "kernels"),
-    *("releases", "tools", "tools.lock"),
+    *("CACHEDIR.TAG", "cache", "config.mk", "cuda-parts", "demo", "dev", "dev.lock", "downloads"),
+    *("faults", "kernels", "releases", "series-error.log", "tools", "tools.lock"),
 }
 
 
@@ -172,7 +172,9 @@ def distclean(command: Command) -> None:
     for path in sorted(build.iterdir()):
         base = path.is_dir() and any((path / name).exists() for name in (".lock", "vllm"))
         if path.name not in OURS and not path.name.startswith(".") and not base:
-            raise Exit.DIRTY(f"{path} is not of this tool", "move it out of the build folder")
+            raise Exit.DIRTY(
+                f"{path} is not what a build makes", "move it out of the build folder, or remove it"
+            )
     with contextlib.ExitStack() as locks:
         held = {*build.glob(".*lock"), *build.glob("*/.*lock")}
         held |= {folder.parent / ".lock" for folder in build.glob("*/vllm")}

@@ -9,6 +9,7 @@ how far it is, where it listens, how to ask it, and the error if it ends.
 import argparse
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from typing import Any
 from bench import memory
 from series import engine
 from series import env as environments
-from series.command import Command
+from series.command import Command, positive
 from series.errors import Exit
 from series.steps import Progress, ask
 
@@ -38,6 +39,9 @@ from .sizing import Model, Plan
 
 DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
 IMAGES = {"image": 64}
+# --max-model-len: what fits.
+AUTO = -1
+PORT = 8000
 # Seconds that requests have to end in after a SIGTERM.
 DRAIN = 30
 # And that the rest of the server has then.
@@ -68,21 +72,53 @@ def _length(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
+def _context(text: str) -> int:
+    """A length of 1 or more, or AUTO."""
+    if text in ("auto", "-1"):
+        return AUTO
+    if not (found := _length(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    return found
+
+
+def _port(text: str) -> int:
+    if positive(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 65535")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Of a card's memory."""
+    if not 0 < (found := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return found
+
+
+def _limits(text: str) -> dict[str, Any]:
+    found = None
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no object of JSON")
+    return found
+
+
 def read_flags(words: list[str]) -> argparse.Namespace:
     """What of the user's flags decides about the memory and the address."""
     parser = _Options(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int)
-    parser.add_argument("--max-model-len", type=_length)
-    parser.add_argument("--gpu-memory-utilization", type=float)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=positive)
+    parser.add_argument("--max-model-len", type=_context)
+    parser.add_argument("--gpu-memory-utilization", type=fraction)
     parser.add_argument("--max-num-batched-tokens", type=_length)
     parser.add_argument("--kv-cache-dtype")
     parser.add_argument("--speculative-config", "-sc")
-    parser.add_argument("--limit-mm-per-prompt")
+    parser.add_argument("--limit-mm-per-prompt", type=_limits, default={})
     parser.add_argument("--language-model-only", action="store_true")
     parser.add_argument("--served-model-name")
     parser.add_argument("--dtype")
     parser.add_argument("--host")
-    parser.add_argument("--port", type=int)
+    parser.add_argument("--port", type=_port)
+    parser.add_argument("--api-key")
     plain = [re.sub("^--[a-z_]+", lambda match: match[0].replace("_", "-"), word) for word in words]
     return parser.parse_known_args(plain)[0]
 
@@ -101,6 +137,7 @@ class Start:
     name: str
     host: str
     port: int
+    key: str = ""
 
     @property
     def url(self) -> str:
@@ -138,7 +175,7 @@ def plan_start(
     for option, value in given.items():
         if not has_flag(words, option):
             chosen += [option] if value is None else [option, value]
-    return Start([*chosen, *words], name, flags.host or "", flags.port or 8000)
+    return Start([*chosen, *words], name, flags.host or "", flags.port or PORT, flags.api_key or "")
 
 
 # ---- the machine and the model ----
@@ -208,8 +245,8 @@ def make_plan(
         SeriesError: it cannot be; what would fit is named.
     """
     flags = read_flags(words)
-    images = json.loads(flags.limit_mm_per_prompt) if flags.limit_mm_per_prompt else {}
-    none = bool(images) and images.get("image") == 0 == images.get("video")
+    images, auto = flags.limit_mm_per_prompt, flags.max_model_len == AUTO
+    none = images.get("image") == 0 == images.get("video")
     wide = {"float32": 4.0}.get(flags.dtype or "", width)
     kv_bits = memory.FP8 if str(flags.kv_cache_dtype).startswith("fp8") else 8 * wide
     plan = Plan(
@@ -217,7 +254,7 @@ def make_plan(
         min(cards) if cards else read_memory(),
         max(1, len(cards)),
         tensor_parallel=flags.tensor_parallel_size or 1,
-        context=flags.max_model_len or model.context,
+        context=model.context if auto else flags.max_model_len or model.context,
         concurrency=concurrency,
         drafts=drafts,
         text_only=flags.language_model_only or none,
@@ -235,12 +272,14 @@ def make_plan(
             if parallel <= len(cards) and wider.is_easy:
                 plan = wider
                 break
+    if auto and not plan.is_easy:
+        plan = replace(plan, context=max(plan.longest(), sizing.STEP))
     if plan.context > model.context:
         what = f"--max-model-len {plan.context} is more than the model's {model.context}"
         raise Exit.USAGE(what, "lower it")
-    if cards and plan.tensor_parallel > len(cards):
+    if plan.tensor_parallel > plan.cards:
         what = f"--tensor-parallel-size {plan.tensor_parallel} with {len(cards)} card"
-        raise Exit.USAGE(f"{what}{'s' if len(cards) > 1 else ''}", "lower it")
+        raise Exit.USAGE(f"{what}{'' if len(cards) == 1 else 's'}", "lower it")
     if not plan.is_possible:
         where = f"{plan.tensor_parallel} of {len(cards)} cards" if cards else "this memory"
         todo = f"what would fit: {', or '.join(sizing.alternatives(plan))}"
@@ -353,15 +392,19 @@ class Server:
             return self.process.wait()
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether nobody listens there."""
+def require_free(host: str, port: int) -> None:
+    """Raise Exit.USAGE if nobody can listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                what, todo = f"port {port} is in use", "FLAGS='--port 8001' takes another"
+            else:
+                what = f"cannot listen on port {port} of {host or 'this host'}: {error.strerror}"
+                todo = "correct --host or --port in FLAGS"
+            raise Exit.USAGE(what, todo) from error
 
 
 def how_to_ask(start: Start) -> str:
@@ -371,12 +414,15 @@ def how_to_ask(start: Start) -> str:
         "messages": [{"role": "user", "content": "What is 17 times 23?"}],
         "max_tokens": 256,
     }
+    headers = ["Content-Type: application/json"]
+    headers += [f"Authorization: Bearer {start.key}"] if start.key else []
+    given = " ".join(f"-H {shlex.quote(header)}" for header in headers)
     return f"""\
-curl -s {start.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'
+curl -s {start.url}/v1/chat/completions {given} -d '{json.dumps(body)}'
 
 from openai import OpenAI
 
-client = OpenAI(base_url="{start.url}/v1", api_key="none")
+client = OpenAI(base_url="{start.url}/v1", api_key="{start.key or "none"}")
 answer = client.chat.completions.create(
     model="{start.name}",
     messages=[{{"role": "user", "content": "What is 17 times 23?"}}],
@@ -394,7 +440,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=str(TINY), help="a folder or a name of the hub")
     parser.add_argument("--flags", default="", help="options of vllm serve, in one word")
     parser.add_argument(
-        "--concurrency", type=int, default=1, help="requests of the whole context that must fit (1)"
+        "--concurrency",
+        type=positive,
+        default=1,
+        help="requests of the whole context that must fit (1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be started")
 
@@ -403,11 +452,10 @@ def run(command: Command) -> Exit:
     """Serve until SIGTERM or Ctrl-C."""
     args, paths = command.args, command.paths
     try:
-        words = shlex.split(args.flags)
+        # argparse makes a list of `--flags=--`.
+        words = shlex.split(args.flags or "")
     except ValueError as error:
         raise Exit.USAGE(f"FLAGS: {error}", "quote them as for a shell") from error
-    if args.concurrency < 1:
-        raise Exit.USAGE(f"CONCURRENCY={args.concurrency}", "it is 1 or more")
     tiny = args.model == str(TINY)
     model, has_draft, width = look(args.model)
     drafts = has_draft or has_flag(words, "--speculative-config")
@@ -424,8 +472,7 @@ def run(command: Command) -> Exit:
         return Exit.OK
     if not environments.read_stamp(paths).get("checked"):
         raise Exit.BUILD("the environment is not built", "run make build")
-    if not is_free(start.host, start.port):
-        raise Exit.USAGE(f"port {start.port} is in use", "FLAGS='--port 8001' takes another")
+    require_free(start.host, start.port)
     environment = engine.environment(paths, cpu=not cards)
     if not cards:
         # A server has its engine in a process of its own, and a cache that holds what is planned.
@@ -433,7 +480,8 @@ def run(command: Command) -> Exit:
         gib = -(-int(plan.concurrency * plan.kv()) // memory.GIB)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, gib))
     argv = [str(environments.python(paths)), "-m", "vllm.entrypoints.cli.main", "serve"]
-    log = paths.state / "logs/serve.log"
+    # Two servers have two ports.
+    log = paths.state / f"logs/serve{'' if start.port == PORT else f'-{start.port}'}.log"
     return keep(command.say, Server([*argv, *start.words], environment, start.url, log), start)
 
 

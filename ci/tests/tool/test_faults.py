@@ -291,7 +291,7 @@ FAULTS: list[tuple[str, str, Exit, str]] = [
     ("detached", "unapply", Exit.DIRTY, "an earlier commit of the series (HEAD is"),
     ("detached", "clean", Exit.DIRTY, "git checkout series"),
     ("patches_after_unapply", "unapply", Exit.DIRTY, "not exported"),
-    ("own_file_in_build", "distclean", Exit.DIRTY, "notes.txt is not of this tool"),
+    ("own_file_in_build", "distclean", Exit.DIRTY, "notes.txt is not what a build makes"),
     ("commits_on_series_and_elsewhere", "clean", Exit.DIRTY, "refs/heads/series"),
     ("commits_on_series_and_elsewhere", "unapply", Exit.DIRTY, "refs/heads/series"),
     ("patch_that_brings_an_ignored_file", "apply", Exit.DIRTY, "hidden/mine.py"),

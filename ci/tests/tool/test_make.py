@@ -257,6 +257,8 @@ def test_clean_removes_the_work_tree_and_distclean_all(project: Project) -> None
     assert (project.root / "build/downloads/toy-1.0.tar.gz").exists()
     assert kernel.exists()
     project.ok("apply")
+    (project.root / "build/demo").mkdir()  # of `make demo`
+    (project.root / "build/series-error.log").touch()
     project.ok("distclean")
     assert not (project.root / "build").exists()
 

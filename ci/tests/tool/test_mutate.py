@@ -142,6 +142,17 @@ def test_an_outcome_is_kept_while_what_it_depends_on_is_the_same(
     assert project.count_runs() == 0 and "1 outcomes are of earlier trees" in project.page()
 
 
+def test_only_what_was_never_planted(project: Project) -> None:
+    project.run(DETECTED)
+    project.toy.amend({"vllm/double.py": f"{(project.tree / 'vllm/double.py').read_text()}\n"})
+    project.count_runs()
+    project.fails(DETECTED + UNDETECTED, "--not-yet")
+    assert project.count_runs() == 2  # `squared`, without the error and with it
+    kept, new = project.data()["outcomes"]
+    assert (kept["by"], new["by"]) == ("failure", "nothing")
+    assert kept["key"] == "" != new["key"]
+
+
 def test_page_vouches_for_no_outcome_without_a_record(project: Project) -> None:
     project.run(DETECTED)
     data = project.data()
@@ -176,6 +187,11 @@ def test_rerun_goes_on_where_it_was(project: Project, monkeypatch: pytest.Monkey
     project.fails(UNDETECTED + DETECTED)
     assert project.count_runs() == 2
     assert [entry["name"] for entry in project.data()["outcomes"]] == ["squared", "tripled"]
+
+
+def test_a_number_of_jobs_that_is_none(project: Project) -> None:
+    for number in ("0", "-3", "x"):
+        assert "is not 1 or more" in project.fails(DETECTED, "--jobs", number).what
 
 
 def test_a_selection_is_not_kept(project: Project) -> None:

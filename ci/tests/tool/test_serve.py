@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`serve` without an engine: what fits, which flags, and a stand-in for the server."""
 
+import contextlib
 import json
 import os
 import re
@@ -133,11 +134,32 @@ def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--max-model-len 300000", "is more than the model's 262144"),
         ("--tensor-parallel-size 4", "with 1 card"),
         ("--max-model-len long", "is no number of tokens"),
+        ("--max-model-len 0", "is no number of tokens"),
+        ("--tensor-parallel-size 0", "'0' is not 1 or more"),
+        ("--gpu-memory-utilization 5", "'5' is not above 0"),
+        ("--limit-mm-per-prompt {image:1}", "is no object of JSON"),
+        ("--limit-mm-per-prompt []", "is no object of JSON"),
+        ("--port 99999", "is more than 65535"),
+        ("--port 0", "'0' is not 1 or more"),
     ],
 )
 def test_flags_that_cannot_be_right(words: str, says: str) -> None:
     with failing(Exit.USAGE, says):
         plan(BF16, [H200], *words.split())
+
+
+def test_cards_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "read_memory", lambda: 160 * GIB)
+    with failing(Exit.USAGE, "--tensor-parallel-size 3 with 0 cards; lower it"):
+        plan(BF16, [], "-tp", "3")
+
+
+def test_a_length_that_vllm_chooses() -> None:
+    """--max-model-len auto is refused only where no context fits."""
+    assert plan(BF16, [H100], "--max-model-len", "auto").context == 21504
+    assert plan(BF16, [H200], "--max-model-len=-1").context == 262144
+    with failing(Exit.USAGE, "cannot hold"):
+        plan(BF16, [47.4 * GIB], "--max-model-len", "auto")
 
 
 def test_flags_that_change_the_memory() -> None:
@@ -224,8 +246,21 @@ def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["url"] == "http://127.0.0.1:8123"
     assert "--enforce-eager" in report["command"]  # the tiny model, on the CPU
     assert "memory    0.0 GiB of weights" in errors
+    assert cli.main(["serve", "--dry-run", "--flags=--"]) == Exit.OK
     assert cli.main(["serve", "--dry-run", "--concurrency", "0"]) == Exit.USAGE
     assert cli.main(["serve", "--dry-run", "--flags=--port '80"]) == Exit.USAGE
+
+
+def test_what_is_pasted_has_the_key() -> None:
+    start = serve.plan_start(
+        "m", ["--api-key", "a'b"], plan(BF16, [H200]), tiny=False, cpu=False, drafts=True
+    )
+    words = shlex.split(serve.how_to_ask(start).partition("\n")[0])
+    assert "Authorization: Bearer a'b" in words
+    assert f'api_key="{start.key}"' in serve.how_to_ask(start)
+    bare = serve.plan_start("m", [], plan(BF16, [H200]), tiny=False, cpu=False, drafts=True)
+    assert "Authorization" not in serve.how_to_ask(bare)
+    assert 'api_key="none"' in serve.how_to_ask(bare)
 
 
 def test_make_hands_the_flags_on() -> None:
@@ -396,9 +431,13 @@ def test_a_port_that_is_taken() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
-        assert not serve.is_free("127.0.0.1", one.getsockname()[1])
-        assert not serve.is_free("", one.getsockname()[1])
-    assert serve.is_free("127.0.0.1", free_port())
+        for host in ("127.0.0.1", ""):
+            with failing(Exit.USAGE, "is in use; FLAGS='--port 8001'"):
+                serve.require_free(host, one.getsockname()[1])
+    serve.require_free("127.0.0.1", free_port())
+    # Of the ranges for documents (RFC 5737): no machine has it.
+    with failing(Exit.USAGE, r"of 192\.0\.2\.1: Cannot assign requested address; correct --host"):
+        serve.require_free("192.0.2.1", free_port())
 
 
 def test_no_server_is_left_when_the_tool_is_killed(tmp_path: Path) -> None:
@@ -421,9 +460,11 @@ threading.Event().wait()
             assert answer.status == 200
         tool.kill()
     end = time.monotonic() + 20
-    while not serve.is_free("127.0.0.1", port):
-        assert time.monotonic() < end
+    while time.monotonic() < end:
+        with contextlib.suppress(SeriesError):
+            return serve.require_free("127.0.0.1", port)
         time.sleep(0.1)
+    raise AssertionError("somebody still listens")
 
 
 def test_the_tables_of_the_page() -> None:
