@@ -74,9 +74,14 @@ demo: build  ## from nothing to an answer about a picture
 check-model:  ## look at the checkpoint in MODEL=folder before its weights are loaded (seconds)
 	@$(SERIES) check-model $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(HASH),--hash)
 
-serve: build  ## serve MODEL= with the model card's flags, on a machine that holds it
-	@$(SERIES) serve $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(FLAGS),--flags='$(subst ','\'',$(FLAGS))') \
-	  $(if $(CONCURRENCY),--concurrency '$(CONCURRENCY)')
+SERVE = serve $(COMMON) $(if $(MODEL),--model '$(MODEL)') $(if $(FLAGS),--flags='$(subst ','\'',$(FLAGS))') \
+  $(if $(CONCURRENCY),--concurrency '$(CONCURRENCY)')
+
+# What cannot be served is refused before a build that takes minutes.
+serve:  ## serve MODEL= with the model card's flags, on a machine that holds it
+	@$(SERIES) $(SERVE) --dry-run > /dev/null
+	@$(MAKE) --no-print-directory build
+	@$(SERIES) $(SERVE)
 
 bundle: build  ## the build in one folder, for machines without a network (docs/use/bundle.md)
 	@$(SERIES) bundle $(COMMON) $(BUILD) $(if $(OUT),--out '$(OUT)')

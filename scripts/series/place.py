@@ -136,7 +136,7 @@ def _troubles(repo: Path, tree: str, data: bytes, paths: list[str]) -> Iterator[
         elif "1" not in stages:
             yield Trouble(path, "both add this file", [])
         else:
-            hunks = _hunks(repo, path, stages)
+            hunks = _hunks(repo, stages)
             yield Trouble(path, f"{len(hunks)} conflicting hunk{'s' * (len(hunks) != 1)}", hunks)
 
 
@@ -146,7 +146,7 @@ def _stages(repo: Path, path: str) -> dict[str, str]:
     return {row.split()[2]: row.split()[1] for row in listed if row}
 
 
-def _hunks(repo: Path, path: str, stages: dict[str, str]) -> list[str]:
+def _hunks(repo: Path, stages: dict[str, str]) -> list[str]:
     with tempfile.TemporaryDirectory(dir=repo / ".git") as folder:
         sides = []
         for stage in "213":

@@ -278,7 +278,14 @@ def test_make_hands_the_flags_on() -> None:
     assert given[given.index("--model") + 1] == "a b"
     assert f"--flags={flags}" in given
     assert given[given.index("--concurrency") + 1] == "3"
-    assert words.index("build") < words.index("serve")
+    assert re.search("--dry-run.*make --no-print-directory build.*serve", done.stdout, re.S)
+
+
+def test_make_refuses_before_it_builds(tmp_path: Path) -> None:
+    where = ["MODEL=/nowhere", f"BUILD_DIR={tmp_path / 'build'}"]
+    done = subprocess.run(["make", "serve", *where], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "there is no folder /nowhere" in done.stderr
+    assert not (tmp_path / "build").exists()
 
 
 # ---- the process ----
