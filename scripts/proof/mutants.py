@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from typing import Any
 from series import engine
 from series.command import Command, positive
 from series.config import Base, parse_toml, reading
-from series.errors import Exit
+from series.errors import Exit, SeriesError
 from series.state import locked
 
 from . import evidence, outcomes
@@ -143,6 +144,12 @@ class Trial:
         with self.tree() as tree:
             name = Path(mutations[0].test_file).stem
             ended = self.pytest(tree, name, sorted({m.test for m in mutations}))
+        if ended.hung:
+            raise Exit.FAILED(
+                f"{mutations[0].test_file}: not done after {SECONDS_PER_TEST} s without any error "
+                f"planted (log: {ended.log})",
+                "run it again on a machine with less other work",
+            )
         if ended.status:
             raise Exit.FAILED(
                 f"{mutations[0].test_file} fails without any error planted (log: {ended.log})",
@@ -254,7 +261,7 @@ def plant(
     }
     prepare(plan, paths, environment)
     files = sorted({mutation.test_file for mutation in todo})
-    jobs = min(command.args.jobs or os.cpu_count() or 1, max(len(files), len(todo)))
+    jobs = min(command.args.jobs or os.cpu_count() or 1, len(files))
     with contextlib.ExitStack() as stack:
         warm = start(paths, plan.warm["libraries"], environment, logs, None)
         stack.callback(warm.close)
@@ -264,14 +271,32 @@ def plant(
         for _ in range(jobs):
             trial.free.put(stack.enter_context(worktrees.at("HEAD")))
 
-        def check(file: str) -> None:
-            known.helpers[file] = trial.without([m for m in todo if m.test_file == file])
+        keeping, stopping = threading.Lock(), threading.Event()
+
+        def try_file(file: str) -> SeriesError | None:
+            """All of one file, so that what is known is kept if the run is cut off."""
+            mine = [m for m in todo if m.test_file == file]
+            try:
+                helpers = trial.without(mine)
+            except SeriesError as error:
+                return error
+            for mutation in mine:
+                if stopping.is_set():
+                    break
+                outcome = trial.with_error(mutation)
+                with keeping:
+                    known.helpers[file] = helpers
+                    add(mutation, outcome)
+            return None
 
         with ThreadPoolExecutor(jobs) as pool:
-            # A process for each file: an engine and the encoder's tests set up the same globals.
-            list(pool.map(check, files))
-            for mutation, outcome in zip(todo, pool.map(trial.with_error, todo), strict=True):
-                add(mutation, outcome)
+            try:
+                # A process for each run: an engine and the encoder's tests set up the same globals.
+                failed = [error for error in pool.map(try_file, files) if error]
+            finally:
+                stopping.set()
+        if failed:
+            raise failed[0]
 
 
 # ---- the page ----

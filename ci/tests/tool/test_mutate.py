@@ -116,6 +116,17 @@ def test_a_test_that_hangs_has_detected_the_error(
     assert "1 of 1 were detected, 1 of them by a test that then hung" in project.page()
 
 
+def test_a_test_that_fails_anyway_stops_no_other(project: Project) -> None:
+    project.toy.amend({"tests/test_other.py": "def test_it():\n    assert False\n"})
+    other = DETECTED.replace("tripled", "other").replace(
+        "test_double.py::test_double", "test_other.py"
+    )
+    error = project.fails(other + DETECTED)
+    assert "test_other.py fails without any error planted" in error.what
+    kept = evidence.load(project.toy.paths.state / "mutations.json")
+    assert [entry["name"] for entry in kept["outcomes"]] == ["tripled"]
+
+
 def test_what_keeps_the_test_from_being_collected_is_not_detected(project: Project) -> None:
     broken = ENTRY.format(name="broken", old="def double", new="def triple")
     assert project.fails(broken).what == "not detected: broken"
