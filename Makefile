@@ -128,7 +128,7 @@ test-model: build  ## run the tests of the series in the work tree
 	@$(SERIES) test-model $(COMMON)
 
 test-long: build  ## the tests of the tool and of the series that take long
-	@$(SERIES) test-tool $(COMMON) -- -n auto -m long ci/tests/tool
+	@$(SERIES) test-tool $(COMMON) -- -n auto -m 'long and not root' ci/tests/tool
 	@$(SERIES) test-model $(COMMON) --long
 
 test-each: build  ## run each patch's own tests on the tree after that patch

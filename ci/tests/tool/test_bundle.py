@@ -32,6 +32,8 @@ from series.config import Base, Paths
 from series.errors import Exit
 from series.git import git as series_git
 
+pytestmark = pytest.mark.long
+
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 NUMBER = "0.19.1+exaone45.1.cpu"
 

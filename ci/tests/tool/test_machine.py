@@ -27,6 +27,8 @@ from series.state import TAG
 from test_build import Toy, kernel_files, toy  # noqa: F401
 from test_fetch import DATA, PINNED, Server, environment, own_index, server  # noqa: F401
 
+pytestmark = pytest.mark.long
+
 # Of each verb; `make faults` says how many.
 KILLS = int(os.environ.get("FAULTS_KILLS", "2"))
 REPORT = os.environ.get("FAULTS_REPORT")

@@ -105,6 +105,7 @@ def test_page_says_what_was_detected(project: Project) -> None:
     assert "1 of 1 were detected" in project.page()
 
 
+@pytest.mark.long
 def test_a_test_that_hangs_has_detected_the_error(
     project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -282,6 +282,7 @@ def test_new_counts_are_written_into_a_table_without_one(comparing: Toy) -> None
     comparing.run("test-model")
 
 
+@pytest.mark.long
 def test_a_hang_is_a_failure(passing: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     """Its whole group goes, and the end of its log is shown."""
     hang = "import os, subprocess, sys, time\ndef test_it():\n    print('HERE', flush=True)\n"
