@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The held-out questions that test_tiny_engine.py leaves out; `make test-long` runs this."""
+"""All held-out questions, of which test_tiny_engine.py asks some; `make test-long` runs this."""
 
 import pytest
 
 # The same tests.
 from test_tiny_engine import (
-    ALL_QUESTIONS,
-    NUM_QUESTIONS,
     engine,
     reference,
     report,
@@ -29,4 +27,4 @@ __all__ = [
 
 @pytest.fixture(scope="module")
 def questions() -> list[task.Question]:
-    return [task.get_question("held-out", i) for i in range(NUM_QUESTIONS, ALL_QUESTIONS)]
+    return [task.get_question("held-out", i) for i in range(550)]
