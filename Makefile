@@ -35,7 +35,7 @@ SERIES = command -v '$(PYTHON)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve bundle test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts clients stress soak two-nodes faults train mutate \
+  upstream-tests capabilities pages evaluate lossless drafts clients stress stress-without soak two-nodes faults train mutate \
   transformers bench gpu-pack bundle-check locks
 
 ##@ use
@@ -162,6 +162,9 @@ clients: build  ## a served model by its clients; OPEN_WEBUI=program tests that 
 
 stress: build  ## 3000 random requests to servers; each answer is that of the request alone (8 minutes)
 	@$(SERIES) stress $(COMMON)
+
+stress-without: build  ## take fixes out, or those of PATCH=name,name; random requests must find each (half an hour)
+	@$(SERIES) stress-without $(COMMON) $(if $(PATCH),--only '$(PATCH)') $(if $(FRESH),--fresh)
 
 soak: build  ## 2000 random requests to one server with drafts; what it holds must not grow (8 minutes)
 	@$(SERIES) soak $(COMMON)

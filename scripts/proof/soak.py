@@ -402,7 +402,7 @@ class Soak(stress.Run):
 
 def soak(seed: int, count: int, *, short: bool = False) -> Soak:
     """Run `count` requests of a seed. vLLM is imported once, before the servers are forked."""
-    import vllm.entrypoints.openai.api_server  # noqa: F401
+    import vllm.entrypoints.cli.serve  # noqa: F401
 
     random.seed(seed)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:

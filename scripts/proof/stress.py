@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random requests to servers with tiny caches; each answer has to be that of the request alone.
 
-    series stress -- [--count 3000] [--seed N] [--out OUT.json]
+    series stress -- [--count 3000] [--seed N] [--mix long] [--out OUT.json]
 
 The requests go in turn to a server with drafts, to one with asynchronous scheduling and to one with
 both. They have little KV cache, short steps, a small cache of pictures and share prefixes, and
 answer many requests at a time. A fourth server has no drafts, shares nothing, and answers one
 request at a time: its answers are right. Answers are compared in tokens, texts, tool calls, finish
-reasons and usage, but for sampled ones with drafts: rejection sampling draws other numbers, and how
-many drafts a step has room for depends on the other requests.
+reasons, usage and logprobs, but for sampled ones with drafts: rejection sampling draws other
+numbers, and how many drafts a step has room for depends on the other requests.
 
 Also wrong are a refused request that is answered, an error 5xx, a constraint that is not kept, a
 server that dies, and a request that is not answered in time.
@@ -101,7 +101,11 @@ PATIENCE = 60.0
 # The work before a request is refused is bounded, too.
 REFUSAL = 15.0
 TIE = 1e-3
+# Of logprobs in float32, whatever else is in the batch.
+LOGPROB = 1e-3
 MAX_EXPLAINED = 8
+# Of all of them; one that hangs takes PATIENCE each time.
+EXPLAINING = 180.0
 
 
 def to_arguments(options: dict[str, Any]) -> list[str]:
@@ -140,16 +144,24 @@ def _serve(
     # The engine would import everything again.
     warm.fork_spawned_processes()
     import uvloop
-    from vllm.entrypoints.openai.api_server import run_server
-    from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser())
+    # Releases differ in where the parts are that it imports.
+    from vllm.entrypoints.cli import serve
+
+    parser = serve.make_arg_parser(serve.FlexibleArgumentParser())
     args = parser.parse_args([*to_arguments(options), "--uds", socket])
-    validate_parsed_serve_args(args)
+    serve.validate_parsed_serve_args(args)
     # One that died has left it.
     Path(socket).unlink(missing_ok=True)
-    uvloop.run(run_server(args))
+    uvloop.run(serve.run_server(args))
+
+
+class NotStartedError(RuntimeError):
+    """A server did not answer in the time that it is given; the message ends with its log."""
+
+    def __init__(self, name: str, log: str) -> None:
+        super().__init__(f"the server {name} does not start:\n{log}")
+        self.name = name
 
 
 @dataclass
@@ -201,7 +213,7 @@ class Server:
                     if response.status == 200:
                         return
             await asyncio.sleep(0.1)
-        raise RuntimeError(f"{self.name} does not start:\n{self.tail()}")
+        raise NotStartedError(self.name, self.tail())
 
     def tail(self, size: int = 3000) -> str:
         return self.log.read_text(errors="replace")[-size:]
@@ -315,8 +327,26 @@ def compare(request: Request, answer: Answer, alone: Answer | None) -> str:
         return ""
     ours, theirs = get_part(answer.body), get_part(alone.body)
     if ours == theirs:
-        return ""
+        return compare_logprobs(answer.body, alone.body)
     return f"differs: {json.dumps(ours)[:500]}\n  alone: {json.dumps(theirs)[:500]}"
+
+
+def get_logprobs(choice: dict[str, Any]) -> list[float | None]:
+    """The logprob of each token of a choice; empty if they were not asked for."""
+    logprobs = choice.get("logprobs") or {}
+    if "content" in logprobs:
+        return [row["logprob"] for row in logprobs["content"] or []]
+    return logprobs.get("token_logprobs") or []
+
+
+def compare_logprobs(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Where the logprobs of two answers with the same tokens part."""
+    for one, other in zip(ours["choices"], theirs["choices"], strict=True):
+        pairs = zip(get_logprobs(one), get_logprobs(other), strict=True)
+        for place, (a, b) in enumerate(pairs):
+            if a is None or b is None or abs(a - b) > LOGPROB:
+                return f"logprob of token {place}: {a}, alone {b}"
+    return ""
 
 
 @dataclass
@@ -328,6 +358,11 @@ class Fault:
     what: str
     smallest: Any = None
     """The body with what does not matter left out, if the request fails alone, too."""
+
+    def head(self) -> str:
+        """In one line, without the answers."""
+        what = self.what if self.what.startswith("not answered") else self.what.partition(":")[0]
+        return f"request {self.request.number} ({self.request.kind}) of {self.server}: {what[:90]}"
 
     def show(self, seed: int) -> str:
         fails_alone = self.smallest is not None
@@ -347,6 +382,8 @@ class Report:
 
     seed: int
     count: int = 0
+    not_started: str = ""
+    """The server that did not; then there are no requests."""
     faults: list[Fault] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     aborted: int = 0
@@ -364,6 +401,8 @@ class Report:
             "requests": self.count,
             "wrong": len(self.faults) - len(dead),
             "not answered": len(dead),
+            "not started": self.not_started,
+            "first": self.faults[0].head() if self.faults else "",
             "hung up": self.aborted,
             "ties": self.ties,
             "kinds": dict(sorted(self.kinds.items())),
@@ -401,9 +440,18 @@ async def is_tie(alone: Server, request: Request, answer: Answer) -> bool:
 class Run:
     """All requests of one seed."""
 
-    def __init__(self, seed: int, count: int, folder: Path, names: list[str]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        folder: Path,
+        names: list[str],
+        mix: str = "all",
+        explains: bool = True,
+    ) -> None:
         self.report = Report(seed)
-        self.count, self.folder, self.names = count, folder, names
+        self.count, self.folder, self.names, self.mix = count, folder, names, mix
+        self.explains = explains
         self.asked: list[tuple[str, Request, Answer]] = []
         self.right: dict[tuple[str, int], Answer] = {}
 
@@ -412,7 +460,7 @@ class Run:
         number = self.names.index(name)
         return [
             stress_requests.make_request(
-                self.report.seed, i, drafts=drafts, max_model_len=MAX_MODEL_LEN
+                self.report.seed, i, drafts=drafts, max_model_len=MAX_MODEL_LEN, mix=self.mix
             )
             for i in range(number, self.count, len(self.names))
         ]
@@ -483,7 +531,7 @@ class Run:
             return ""
         return what
 
-    async def shrink(self, fault: Fault, server: Server, alone: Server) -> None:
+    async def shrink(self, fault: Fault, server: Server, alone: Server, deadline: float) -> None:
         """Look for the smallest request that fails alone: its options are left out in turn."""
         request = replace(fault.request, abort_after=None)
         if not await self.is_wrong(server, alone, request):
@@ -494,6 +542,8 @@ class Run:
         for name in [*request.body]:
             if name in ("messages", "prompt", "max_tokens") or not server.is_alive:
                 continue
+            if time.monotonic() > deadline:
+                return
             bodies = [
                 None if body is None else {k: v for k, v in body.items() if k != name}
                 for body in (fault.smallest, request.alone)
@@ -504,7 +554,10 @@ class Run:
 
     async def explain(self, servers: dict[str, Server]) -> None:
         """Find the smallest requests of the first faults; a dead server is started anew."""
+        deadline = time.monotonic() + EXPLAINING
         for fault in self.report.faults[:MAX_EXPLAINED]:
+            if time.monotonic() > deadline:
+                break
             if fault.server == "alone" or not servers["alone"].is_alive:
                 continue
             server = servers[fault.server]
@@ -513,7 +566,7 @@ class Run:
                 server.kill()
                 server = servers[fault.server] = Server(fault.server, self.folder, "again")
                 await server.wait()
-            await self.shrink(fault, server, servers["alone"])
+            await self.shrink(fault, server, servers["alone"], deadline)
         # One that fails alone says most.
         self.report.faults.sort(key=lambda fault: fault.smallest is None)
 
@@ -530,7 +583,8 @@ class Run:
             await self.judge(alone)
             for name in self.names:
                 self.report.events[name] = await self.events(servers[name])
-            await self.explain(servers)
+            if self.explains:
+                await self.explain(servers)
         finally:
             for server in servers.values():
                 await server.close()
@@ -544,12 +598,22 @@ class Run:
         return {name: found[metric] for metric, name in EVENTS.items() if metric in found}
 
 
-def stress(seed: int, count: int, names: list[str] | None = None) -> Report:
-    """Run `count` requests of a seed. vLLM is imported once, before the servers are forked."""
-    import vllm.entrypoints.openai.api_server  # noqa: F401
+def stress(
+    seed: int,
+    count: int,
+    names: list[str] | None = None,
+    mix: str = "all",
+    explains: bool = True,
+) -> Report:
+    """Run `count` requests of a seed. vLLM is imported once, before the servers are forked.
+
+    Raises:
+        NotStartedError: a server does not start.
+    """
+    import vllm.entrypoints.cli.serve  # noqa: F401
 
     with tempfile.TemporaryDirectory(prefix="stress-") as folder:
-        run = Run(seed, count, Path(folder), names or [*SERVERS][:-1])
+        run = Run(seed, count, Path(folder), names or [*SERVERS][:-1], mix, explains)
         try:
             return asyncio.run(run.run())
         finally:
@@ -568,18 +632,24 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=3000, help="of requests (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first request (%(default)s)")
     parser.add_argument("--servers", nargs="+", choices=[*SERVERS][:-1], help="instead of all")
+    parser.add_argument("--mix", choices=stress_requests.MIXES, default="all", help="%(default)s")
+    parser.add_argument("--brief", action="store_true", help="look for no smallest requests")
     parser.add_argument("--out", type=Path, help="JSON with the outcome")
     args = parser.parse_args()
     engine.set_defaults(cpu=True, quiet=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(args.tree))
-    report = stress(args.seed, args.count, args.servers)
+    try:
+        report = stress(args.seed, args.count, args.servers, args.mix, not args.brief)
+    except NotStartedError as error:
+        print(error, flush=True)
+        report = Report(args.seed, not_started=error.name)
     for fault in report.faults:
         print(fault.show(args.seed), flush=True)
     print(json.dumps(report.to_json(), indent=2))
     if args.out:
         args.out.write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    return 1 if report.faults else 0
+    return 1 if report.faults or report.not_started else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the stress test, from stress.json of a base's data.
 
-The file holds the report of the last run, and what a run of `make test` finds with fixes taken out:
+The file holds the report of the last run, what was found with fixes taken out, and with all of them
+by the same requests:
 
-    {"sitting": …, "note": …, "run": REPORT, "short": REPORT,
-     "without": [{"patches": […], "subject": …, "faults": N, "first": …}, …]}
+    {"when": …, "tree": …, "run": REPORT, "without": […], "with": […]}
 
-REPORT is what `series stress -- --out` writes.
+REPORT is what `series stress -- --out` writes; the lists are of `stress_without`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from series.config import Base
 
-from . import evidence
+from . import evidence, stress_without
 
 HEAD = """# Random requests against each run alone
 
@@ -25,8 +25,10 @@ kind, clients that hang up, pictures and prefixes that are shared, one uuid for 
 One server has three draft tokens a step, one asynchronous scheduling, which vLLM switches off on a
 CPU and [a worker for it](../../scripts/tiny/async_cpu.py) leaves on, and one has both. A fourth
 server shares nothing and answers one request at a time; each answer has to be its answer, in
-tokens, texts, tool calls, finish reasons and usage. Sampled answers with drafts are not compared,
-as rejection sampling draws other numbers; their constraints are checked. `make test` asks 300.
+tokens, texts, tool calls, finish reasons, usage and logprobs. Sampled answers with drafts are not
+compared, as rejection sampling draws other numbers; their constraints are checked. `make test` asks
+300. The mix `long` is four fifths long answers to tokens without sense, whose drafts are often
+wrong: their requests take blocks of KV cache from each other all the time.
 """
 # Why lru-cache-touch-absent is not found alone.
 HIDDEN = """
@@ -78,17 +80,57 @@ def page(bases: list[Base]) -> str:
 
 def part(base: Base) -> str:
     """What a page says of a base; a run names its day, and is of any tree."""
-    data = evidence.load(evidence.DATA / base.name / "stress.json")
-    text = f"\n## {base.name}: the last run\n\n{data['sitting']}. {describe(data['run'])}\n"
-    text += (
+    data = evidence.load(stress_without.data_file(base.name))
+    when = of_tree([data["tree"]], base)
+    text = f"\n## {base.name}: the last run\n\n{data['when']}{when}. {describe(data['run'])}\n"
+    return text + without(base, data)
+
+
+def of_tree(trees: list[str], base: Base) -> str:
+    """Which earlier trees outcomes are of; empty if they are of the series as it is."""
+    earlier = sorted({tree[:12] for tree in trees if tree != evidence.tree_of(base)})
+    return f", of an earlier tree of the series ({', '.join(earlier)})" if earlier else ""
+
+
+def without(base: Base, data: dict[str, Any]) -> str:
+    """The table of fixes taken out: every row of stress.toml, whether it was run or not."""
+    rows = stress_without.read_table(base)
+    found = {row: stress_without.find(data, row) for row in rows}
+    wholes = [stress_without.find(data, row, "with") for row in rows]
+    wrong = sum(count(entry) for entry in data.get("with", []))
+    cores = sorted({entry["cores"] for entry in found.values() if entry})
+    text = (
         f"## {base.name}: with fixes taken out\n\n"
-        f"{data['short']['requests']} requests, seed {data['short']['seed']}; with all fixes "
-        f"{data['short']['wrong'] + data['short']['not answered']} are wrong. The code of the "
-        "named patches is taken out, the rest is as it is. Servers answer many at a time, so how "
-        f"often a fault is met differs from run to run. {data['note']}\n\n"
-        "| taken out | what it fixes | wrong | the first |\n| --- | --- | --: | --- |\n"
+        "`make stress-without`: the code of the named patches is taken out, the rest is as it is. "
+        "The same requests to the series with all fixes find "
+        f"{wrong or 'nothing'}{of_tree([e['tree'] for e in wholes if e], base)}. Servers answer "
+        "many at a time, so how often a fault is met differs from run to run. "
+        f"{' or '.join(map(str, cores)) or 'No'} processors, shared with other work.\n\n"
+        "| taken out | what it fixes | requests | wrong | the first |\n"
+        "| --- | --- | --- | --: | --- |\n"
     )
-    for row in data["without"]:
-        names = ", ".join(row["patches"])
-        text += f"| {names} | {row['subject']} | {row['faults']} | {row['first']} |\n"
+    for row, entry in found.items():
+        names = ", ".join([*row.patches, *(f"({name})" for name in row.also)])
+        asked = f"{row.count} to {', '.join(row.servers) or 'all'}"
+        asked += f", mix {row.mix}" if row.mix != "all" else ""
+        asked += of_tree([entry["tree"]], base) if entry else ""
+        cells = [names, row.what, asked, *outcome(entry)]
+        text += f"| {' | '.join(cells)} |\n"
+    if any(row.also for row in rows):
+        text += (
+            "\nPatches in parentheses have nothing to do with the fault; they changed its lines "
+            "later and come out first.\n"
+        )
     return text
+
+
+def count(entry: dict[str, Any]) -> int:
+    return int(entry["wrong"] + entry["not answered"] + bool(entry["not started"]))
+
+
+def outcome(entry: dict[str, Any]) -> tuple[str, str]:
+    """How many were wrong, and the first of them."""
+    if not entry:
+        return "", "not run"
+    wrong = "all" if entry["not started"] else str(count(entry))
+    return wrong, stress_without.told(entry).replace("|", "/")

@@ -322,10 +322,30 @@ def _refused(rng: random.Random, number: int, max_model_len: int) -> Request:
 
 
 PAD = "<|image_pad|>"
+# The share of long answers in each mix of requests.
+MIXES = {"all": 0.03, "long": 0.8}
 
 
-def make_request(seed: int, number: int, *, drafts: bool, max_model_len: int) -> Request:
-    """Request `number` of a seed, for an engine with or without drafts."""
+def _long(rng: random.Random, number: int) -> Request:
+    """A long answer to tokens without sense, of which few drafts are right, with its logprobs."""
+    body = {
+        "prompt": [rng.randrange(80, VOCABULARY) for _ in range(rng.randint(1, 60))],
+        "max_tokens": rng.randint(60, 120),
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": 1,
+        "return_token_ids": True,
+    }
+    return Request(number, "/v1/completions", body, "long")
+
+
+def make_request(
+    seed: int, number: int, *, drafts: bool, max_model_len: int, mix: str = "all"
+) -> Request:
+    """Request `number` of a seed and a mix, for an engine with or without drafts."""
+    # Numbers of their own, so that the other requests are those of every mix.
+    if (first := random.Random(f"{seed} {number} long")).random() < MIXES[mix]:
+        return _long(first, number)
     rng = random.Random(f"{seed} {number}")
     if rng.random() < 0.25:
         return _refused(rng, number, max_model_len)

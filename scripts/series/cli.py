@@ -68,6 +68,7 @@ MAINTAIN = {
     "evaluate": Verb("series.programs", "held-out accuracy and acceptance of the tiny model"),
     "lossless": Verb("series.programs", "check that drafts change no answer, option by option"),
     "stress": Verb("series.programs", "random requests to servers, each answer against its own"),
+    "stress-without": Verb("proof.stress_without", "take fixes out; the requests must find each"),
     "soak": Verb("proof.soak", "many random requests to one server; what it holds must not grow"),
     "two-nodes": Verb(
         "proof.two_nodes", "the commands for two machines, in namespaces of this one"

@@ -45,6 +45,7 @@ def test_what_has_happened(report: stress.Report) -> None:
     assert report.aborted > 5
     assert sum(kind.startswith("refused") for kind in report.kinds) > 20
     assert report.kinds["constrained"] > 20
+    assert report.kinds["long"] > 3
     for name, events in report.events.items():
         assert events["tokens of shared prefixes"] > 100, name
         assert events["pictures found in the cache"] > 0, name
@@ -60,6 +61,36 @@ def test_requests_are_functions_of_the_seed() -> None:
         ]
 
     assert make(1) == make(1) != make(2)
+
+
+def test_a_mix_of_long_answers() -> None:
+    """The others of it are those of every mix."""
+
+    def make(mix: str) -> list[stress_requests.Request]:
+        return [
+            stress_requests.make_request(1, i, drafts=True, max_model_len=512, mix=mix)
+            for i in range(200)
+        ]
+
+    every, long = make("all"), make("long")
+    others = [one for one in long if one.kind != "long"]
+    assert 20 < len(others) < 60 and all(one == every[one.number] for one in others)
+    assert sum(one.kind == "long" for one in every) < 20
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_wrong_logprob_is_seen(is_chat: bool) -> None:
+    request = stress_requests.Request(0, "", {}, "long")
+
+    def make(logprob: float) -> stress.Answer:
+        rows = [{"logprob": -1.0}, {"logprob": logprob}]
+        logprobs = {"content": rows} if is_chat else {"token_logprobs": [-1.0, logprob]}
+        choice = {"text": "ab", "finish_reason": "stop", "token_ids": [1, 2], "logprobs": logprobs}
+        usage = {"prompt_tokens": 1, "completion_tokens": 2}
+        return stress.Answer(200, {"choices": [choice], "usage": usage})
+
+    assert stress.compare(request, make(-2.0), make(-2.00001)) == ""
+    assert "logprob of token 1" in stress.compare(request, make(-2.0), make(-2.01))
 
 
 @pytest.mark.parametrize("change", ["text", "token", "usage", "status", "finish"])
