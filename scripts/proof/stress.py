@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -96,6 +97,9 @@ EVENTS = {
     "vllm:spec_decode_num_accepted_tokens_total": "accepted drafts",
 }
 CONCURRENCY = 16
+# To start, whatever else the machine does; one that loops is found by its work.
+START = 600.0
+START_WORK = 120.0
 # Of one request, on a machine with other work.
 PATIENCE = 60.0
 # The work before a request is refused is bounded, too.
@@ -197,8 +201,21 @@ class Server:
     def is_alive(self) -> bool:
         return self.process.is_alive()
 
-    async def wait(self, seconds: float = 180) -> None:
-        """Until it answers; its log is the error if it does not."""
+    def work(self) -> float:
+        """The seconds of processor time that it has taken so far, with what it has started."""
+        ticks = 0
+        for pid in warm.descendants(self.process.pid or 0):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    async def wait(self, seconds: float = START, work: float = math.inf) -> None:
+        """Until it answers; `work` bounds the processor's seconds that it may take.
+
+        Raises:
+            NotStartedError: it does not, or has ended.
+        """
         import aiohttp
 
         self.session = aiohttp.ClientSession(
@@ -207,12 +224,12 @@ class Server:
             timeout=aiohttp.ClientTimeout(total=PATIENCE),
         )
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.is_alive:
+        while time.monotonic() < deadline and self.is_alive and self.work() < work:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with self.session.get("/health") as response:
                     if response.status == 200:
                         return
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
         raise NotStartedError(self.name, self.tail())
 
     def tail(self, size: int = 3000) -> str:
@@ -565,7 +582,7 @@ class Run:
                 await server.close()
                 server.kill()
                 server = servers[fault.server] = Server(fault.server, self.folder, "again")
-                await server.wait()
+                await server.wait(work=START_WORK)
             await self.shrink(fault, server, servers["alone"], deadline)
         # One that fails alone says most.
         self.report.faults.sort(key=lambda fault: fault.smallest is None)
@@ -574,7 +591,7 @@ class Run:
         started = time.monotonic()
         servers = {name: Server(name, self.folder) for name in [*self.names, "alone"]}
         try:
-            await asyncio.gather(*(server.wait() for server in servers.values()))
+            await asyncio.gather(*(one.wait(work=START_WORK) for one in servers.values()))
             alone = servers["alone"]
             await asyncio.gather(
                 *(self.drive(servers[name], self.requests(name)) for name in self.names),

@@ -7,7 +7,10 @@ back for want of KV cache, accepted drafts, refusals and clients that hang up.
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,34 @@ def test_requests_are_functions_of_the_seed() -> None:
         ]
 
     assert make(1) == make(1) != make(2)
+
+
+def _loop() -> None:
+    while True:
+        pass
+
+
+def test_a_server_that_loops_at_its_start_is_not_waited_for(tmp_path: Path) -> None:
+    """However slow the machine is, as one that is slow does little work."""
+    server = object.__new__(stress.Server)
+    server.name, server.socket, server.log = "loops", str(tmp_path / "none"), tmp_path / "log"
+    server.log.write_text("its log")
+    server.process = multiprocessing.get_context("fork").Process(target=_loop)
+    server.process.start()
+
+    async def wait() -> None:
+        try:
+            await server.wait(60, work=0.5)
+        finally:
+            await server.close()
+
+    begin = time.monotonic()
+    try:
+        with pytest.raises(stress.NotStartedError, match=r"loops does not start:\nits log"):
+            asyncio.run(wait())
+        assert server.is_alive and time.monotonic() - begin < 60
+    finally:
+        server.kill()
 
 
 def test_a_mix_of_long_answers() -> None:
