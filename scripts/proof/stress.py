@@ -420,6 +420,7 @@ class Report:
             "not answered": len(dead),
             "not started": self.not_started,
             "first": self.faults[0].head() if self.faults else "",
+            "faults": [fault.head() for fault in self.faults[:20]],
             "hung up": self.aborted,
             "ties": self.ties,
             "kinds": dict(sorted(self.kinds.items())),

@@ -4,7 +4,7 @@
 The file holds the report of the last run, what was found with fixes taken out, and with all of them
 by the same requests:
 
-    {"when": …, "tree": …, "run": REPORT, "without": […], "with": […]}
+    {"when": …, "tree": …, "drawn by": …, "run": REPORT, "without": […], "with": […], "note": …}
 
 REPORT is what `series stress -- --out` writes; the lists are of `stress_without`.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from series.config import Base
 
 from . import evidence, stress_without
+from .stress_without import is_of_today
 
 HEAD = """# Random requests against each run alone
 
@@ -70,6 +71,8 @@ def describe(report: dict[str, Any]) -> str:
     for server, counts in report["events"].items():
         cells = [str(int(counts[name])) if name in counts else "" for name in EVENTS]
         lines.append(f"| {server} | {' | '.join(cells)} |")
+    if faults := report.get("faults"):
+        lines += ["", *(f"- {fault}" for fault in faults)]
     return "\n".join(lines) + "\n"
 
 
@@ -81,15 +84,17 @@ def page(bases: list[Base]) -> str:
 def part(base: Base) -> str:
     """What a page says of a base; a run names its day, and is of any tree."""
     data = evidence.load(stress_without.data_file(base.name))
-    when = of_tree([data["tree"]], base)
-    text = f"\n## {base.name}: the last run\n\n{data['when']}{when}. {describe(data['run'])}\n"
-    return text + without(base, data)
+    when = age([data], base)
+    text = f"\n## {base.name}: the last run\n\n{data['when']}{when}. {describe(data['run'])}"
+    text += f"\n{data['note']}\n" if "note" in data else ""
+    return text + (without(base, data) if stress_without.read_table(base) else "")
 
 
-def of_tree(trees: list[str], base: Base) -> str:
-    """Which earlier trees outcomes are of; empty if they are of the series as it is."""
-    earlier = sorted({tree[:12] for tree in trees if tree != evidence.tree_of(base)})
-    return f", of an earlier tree of the series ({', '.join(earlier)})" if earlier else ""
+def age(entries: list[dict[str, Any]], base: Base) -> str:
+    """Which outcomes are not of today's tree and requests; empty if all are."""
+    earlier = {entry["tree"][:12] for entry in entries if not is_of_today(entry, base)}
+    named = ", ".join(sorted(earlier))
+    return f", of another tree or other requests (tree {named})" if earlier else ""
 
 
 def without(base: Base, data: dict[str, Any]) -> str:
@@ -100,10 +105,10 @@ def without(base: Base, data: dict[str, Any]) -> str:
     wrong = sum(count(entry) for entry in data.get("with", []))
     cores = sorted({entry["cores"] for entry in found.values() if entry})
     text = (
-        f"## {base.name}: with fixes taken out\n\n"
+        f"\n## {base.name}: with fixes taken out\n\n"
         "`make stress-without`: the code of the named patches is taken out, the rest is as it is. "
         "The same requests to the series with all fixes find "
-        f"{wrong or 'nothing'}{of_tree([e['tree'] for e in wholes if e], base)}. Servers answer "
+        f"{wrong or 'nothing'}{age([e for e in wholes if e], base)}. Servers answer "
         "many at a time, so how often a fault is met differs from run to run. "
         f"{' or '.join(map(str, cores)) or 'No'} processors, shared with other work.\n\n"
         "| taken out | what it fixes | requests | wrong | the first |\n"
@@ -113,8 +118,8 @@ def without(base: Base, data: dict[str, Any]) -> str:
         names = ", ".join([*row.patches, *(f"({name})" for name in row.also)])
         asked = f"{row.count} to {', '.join(row.servers) or 'all'}"
         asked += f", mix {row.mix}" if row.mix != "all" else ""
-        asked += of_tree([entry["tree"]], base) if entry else ""
-        cells = [names, row.what, asked, *outcome(entry)]
+        asked += age([entry], base) if entry else ""
+        cells = [names, row.what, asked, *outcome(row, entry)]
         text += f"| {' | '.join(cells)} |\n"
     if any(row.also for row in rows):
         text += (
@@ -128,9 +133,10 @@ def count(entry: dict[str, Any]) -> int:
     return int(entry["wrong"] + entry["not answered"] + bool(entry["not started"]))
 
 
-def outcome(entry: dict[str, Any]) -> tuple[str, str]:
+def outcome(row: stress_without.Row, entry: dict[str, Any]) -> tuple[str, str]:
     """How many were wrong, and the first of them."""
     if not entry:
         return "", "not run"
     wrong = "all" if entry["not started"] else str(count(entry))
-    return wrong, stress_without.told(entry).replace("|", "/")
+    nothing = "other patches hide it, see below" if row.hidden else "**not found**"
+    return wrong, stress_without.told(entry).replace("|", "/") or nothing

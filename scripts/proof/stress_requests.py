@@ -343,7 +343,7 @@ def make_request(
     seed: int, number: int, *, drafts: bool, max_model_len: int, mix: str = "all"
 ) -> Request:
     """Request `number` of a seed and a mix, for an engine with or without drafts."""
-    # Numbers of their own, so that the other requests are those of every mix.
+    # Numbers of their own: another share leaves the other requests of a seed as they are.
     if (first := random.Random(f"{seed} {number} long")).random() < MIXES[mix]:
         return _long(first, number)
     rng = random.Random(f"{seed} {number}")

@@ -5,10 +5,10 @@ stress.toml of the base says which, and the requests that find it. In a copy of 
 changes of the named patches to vllm/ are reversed, the last first; the copy shares the kernels. The
 same requests to the series with every fix have to find nothing, or a row says nothing.
 
-Outcomes go into stress.json of docs/evidence/data as they come, each with the tree that it is of. A
-row that is known of this tree is not run again, so a run that was cut off goes on; `--fresh` begins
-anew. `--only PATCH[,PATCH]` runs that row, or, if stress.toml has none of these patches, asks all
-servers and keeps nothing.
+Outcomes go into stress.json of docs/evidence/data as they come, each with the tree that it is of,
+and a digest of stress_requests.py. A row that is known of both is not run again, so a run that was
+cut off goes on; `--fresh` begins anew. `--only PATCH[,PATCH]` runs that row, or, if stress.toml has
+none of these patches, asks all servers and keeps nothing.
 
 Exit status: 0 if each fix was found, and nothing without.
 """
@@ -29,7 +29,7 @@ from series.command import Command
 from series.config import ROOT, Base, Paths, parse_toml, reading
 from series.errors import Exit
 from series.git import attempt, git
-from series.state import locked
+from series.state import digest, locked
 
 from . import evidence
 from .runner import Worktrees
@@ -119,6 +119,16 @@ def keep(file: Path, table: list[Row], kind: str, entry: dict[str, Any]) -> None
     evidence.write(file, data)
 
 
+def origin(base: Base) -> dict[str, str]:
+    """What makes an outcome one of today: the tree, and what draws the requests."""
+    drawn = Path(__file__).with_name("stress_requests.py").read_bytes()
+    return {"tree": evidence.tree_of(base), "drawn by": digest(drawn)}
+
+
+def is_of_today(entry: dict[str, Any], base: Base) -> bool:
+    return all(entry.get(key) == value for key, value in origin(base).items())
+
+
 def is_found(report: dict[str, Any]) -> bool:
     return bool(report["wrong"] or report["not answered"] or report["not started"])
 
@@ -164,8 +174,9 @@ class Without:
             said += f", {first}"
         self.command.say(f"{said} ({report['seconds']} s)")
         kept = ("wrong", "not answered", "not started", "first", "seconds")
-        origin = {name: self.about[name] for name in ("tree", "versions", "cores")}
-        return {"options": row.options, **{name: report[name] for name in kept}, **origin}
+        found = {name: report[name] for name in kept}
+        machine = {name: self.about[name] for name in ("versions", "cores")}
+        return {"options": row.options, **found, **machine, **origin(self.command.base)}
 
     def stress(self, tree: Path, row: Row, log: Path) -> dict[str, Any]:
         out, text = log.with_suffix(".json"), log.with_suffix(".log")
@@ -239,7 +250,7 @@ def run(command: Command) -> Exit:
         without = Without(command, commits, worktrees)
 
         def known(entry: dict[str, Any]) -> dict[str, Any]:
-            return entry if entry.get("tree") == without.about["tree"] and not args.fresh else {}
+            return entry if is_of_today(entry, base) and not args.fresh else {}
 
         for row in rows:
             key = " ".join(row.options)

@@ -125,7 +125,7 @@ def test_a_fix_that_is_not_found(project: Project) -> None:
     project.flag("unseen-second")
     error = project.fails(SECOND + FIRST)
     assert error.code is Exit.FAILED and error.what == "second was not found"
-    assert "| second | the second fault | 7 to async | 0 |  |" in project.page()
+    assert "| second | the second fault | 7 to async | 0 | **not found** |" in project.page()
     project.runs()
     # A row that is known to have found nothing is no success.
     assert project.fails(SECOND + FIRST).what == "second was not found"
@@ -137,6 +137,7 @@ def test_a_fault_that_other_patches_hide(project: Project) -> None:
     assert project.fails(hidden).what == "second was found"
     project.flag("unseen-second")
     project.run(hidden, "--fresh")
+    assert "| 0 | other patches hide it, see below |" in project.page()
 
 
 def test_what_all_fixes_give_has_to_be_right(project: Project) -> None:
@@ -164,18 +165,25 @@ def test_rerun_goes_on_where_it_was(project: Project) -> None:
     assert project.runs() == [FEW, f"second {FEW}"]
 
 
-def test_rows_of_earlier_trees_are_said_and_run_again(project: Project) -> None:
+def test_rows_of_earlier_trees_are_said_and_run_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.run(SECOND)
     old = evidence.tree_of(project.toy.base)
-    assert "earlier tree" not in project.page()
+    assert "another tree" not in project.page()
     project.toy.amend({"tests/test_first.py": PASSING + "\n"})
     page = project.page()
-    assert f"7 to async, of an earlier tree of the series ({old[:12]}) | 1 |" in page
-    assert f"find nothing, of an earlier tree of the series ({old[:12]})." in page
+    earlier = f"of another tree or other requests (tree {old[:12]})"
+    assert f"7 to async, {earlier} | 1 |" in page and f"find nothing, {earlier}." in page
     project.runs()
     project.run(SECOND)
     assert project.runs() == [FEW, f"second {FEW}"]
-    assert "earlier tree" not in project.page() and len(project.data()["without"]) == 1
+    assert "another tree" not in project.page() and len(project.data()["without"]) == 1
+    # The same seed draws others.
+    monkeypatch.setattr(stress_without, "digest", lambda _: "changed")
+    assert "other requests" in project.page()
+    project.run(SECOND)
+    assert project.runs() == [FEW, f"second {FEW}"]
     # Other requests: what is known of the old ones says nothing of these.
     other = SECOND.replace("7", "8")
     (project.toy.base.folder / "stress.toml").write_text(other)
