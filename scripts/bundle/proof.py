@@ -11,11 +11,13 @@ The report is docs/evidence/data/<base>/bundle.json, and docs/evidence/bundle.md
 
 import argparse
 import copy
+import itertools
 import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def run(command: Command) -> None:
     first = pack.pack(command, device, paths.state / "bundle")
     seconds = {"first": round(time.monotonic() - started)}
     folder = paths.state / "second build"
+    differ: dict[str, str] = {}
     try:
         started = time.monotonic()
         second = pack.pack(elsewhere(command, folder), device, folder / "out")
@@ -84,7 +87,9 @@ def run(command: Command) -> None:
         if device == "cpu":
             report["log"], seconds["install"] = without_network(Path(first["folder"]), folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # What differs can be looked at; the next run removes it.
+        if not differ:
+            shutil.rmtree(folder, ignore_errors=True)
     file = command.args.out or evidence.DATA / base.name / "bundle.json"
     known = evidence.load(file) if file.is_file() else {}
     day = time.strftime("%Y-%m-%d", time.gmtime())
@@ -93,7 +98,8 @@ def run(command: Command) -> None:
     command.report = report
     command.say(f"wrote {file}")
     if differ:
-        raise Exit.FAILED(f"the second build differs in {', '.join(differ)}", "see the report")
+        said = "; ".join(f"{name}, {where}" for name, where in differ.items())
+        raise Exit.FAILED(f"the second build differs in {said}", f"it is kept in {folder}")
 
 
 def elsewhere(command: Command, folder: Path) -> Command:
@@ -117,10 +123,42 @@ def elsewhere(command: Command, folder: Path) -> Command:
     return other
 
 
-def compare(first: Path, second: Path) -> list[str]:
-    """The files of which two bundles have other bytes, by their sums."""
+def compare(first: Path, second: Path) -> dict[str, str]:
+    """The files of which two bundles have other bytes, by their sums; where each first differs."""
     lines = [set((folder / install.SUMS).read_text().splitlines()) for folder in (first, second)]
-    return sorted({line.partition("  ")[2] for line in lines[0] ^ lines[1]})
+    names = sorted({line.partition("  ")[2] for line in lines[0] ^ lines[1]})
+    return {name: where(first / name, second / name) for name in names}
+
+
+def where(first: Path, second: Path) -> str:
+    """The first place in which two files differ; of wheels, the entry and what of it does."""
+    for file, which in ((first, "first"), (second, "second")):
+        if not file.is_file():
+            return f"not in the {which}"
+    if not (zipfile.is_zipfile(first) and zipfile.is_zipfile(second)):
+        return _where(first.read_bytes(), second.read_bytes())
+    with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as two:
+        for a, b in itertools.zip_longest(one.infolist(), two.infolist()):
+            names = [info.filename if info else "nothing" for info in (a, b)]
+            if names[0] != names[1]:
+                return f"entry {names[0]}, in the second {names[1]}"
+            if a.CRC != b.CRC or a.file_size != b.file_size:
+                return f"entry {names[0]}: {_where(one.read(a), two.read(b))}"
+            for key in ("date_time", "external_attr", "compress_type", "compress_size", "extra"):
+                if getattr(a, key) != getattr(b, key):
+                    values = f"{getattr(a, key)!r}, in the second {getattr(b, key)!r}"
+                    return f"entry {names[0]}: {key} {values}"
+    return _where(first.read_bytes(), second.read_bytes())
+
+
+def _where(first: bytes, second: bytes) -> str:
+    """The first byte that differs, with what stands there."""
+    pairs = enumerate(itertools.zip_longest(first, second))
+    at = next((at for at, (a, b) in pairs if a != b), None)
+    if at is None:
+        return "its sum alone"
+    around = slice(max(0, at - 20), at + 40)
+    return f"byte {at} of {len(first)}: {first[around]!r}, in the second {second[around]!r}"
 
 
 def without_network(bundle: Path, folder: Path) -> tuple[list[str], int]:
@@ -162,7 +200,8 @@ def page(bases: list[Base]) -> str:
         text += f"\n## {base.name}\n\n{evidence.origin(data, base)}\n"
         for device, row in sorted(data["devices"].items()):
             first, second, seconds = row["first"], row["second"], row["seconds"]
-            same = f"differs in {', '.join(second['differ'])}" if second["differ"] else "the same"
+            said = [f"{name} ({place})" for name, place in second["differ"].items()]
+            same = f"differs in {', '.join(said)}" if said else "the same"
             own = first["wheel"]
             text += (
                 f"\n### {device}\n\n{row['day']}, tree `{row['tree'][:12]}`, `{row['name']}`: "

@@ -144,9 +144,12 @@ def make(
     """Build the wheel of the work tree into `out`; its path."""
     number = version(base, device)
     libraries = [file for name, file in kernels.items() if name.endswith(".so")]
+    # An environment that is a link has two names.
+    folders = {paths.build, paths.build.resolve(), paths.env.resolve()}
     for file in libraries:
-        if os.fsencode(paths.build) in file.read_bytes():
-            raise Exit.BUILD(f"{file} names the folder {paths.build}", "remove it and make build")
+        for folder in folders:
+            if os.fsencode(folder) in file.read_bytes():
+                raise Exit.BUILD(f"{file} names the folder {folder}", "remove it and make build")
     floor = glibc(libraries)
     platform = PLATFORMS.get(device)
     if platform is None:

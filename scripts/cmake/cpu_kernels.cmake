@@ -19,10 +19,11 @@ add_compile_definitions(VLLM_NUMA_DISABLED)
 # binary does not depend on the folder it was built in.
 set(CMAKE_SKIP_RPATH ON)
 
-# Assertions keep the name of their file: without the folders of this machine.
+# Assertions keep the name of their file: without the folders of this machine. g++ resolves links in
+# the name of a system header where that is shorter, and no map of a linked folder would fit.
 cmake_path(GET VLLM_PYTHON_EXECUTABLE PARENT_PATH _environment)
 cmake_path(GET _environment PARENT_PATH _environment)
-add_compile_options("-ffile-prefix-map=${_environment}=env"
+add_compile_options(-fno-canonical-system-headers "-ffile-prefix-map=${_environment}=env"
   "-ffile-prefix-map=${CMAKE_SOURCE_DIR}=vllm" "-ffile-prefix-map=${CMAKE_BINARY_DIR}=build")
 
 # Each of the eight sources spends some 20 s in PyTorch's headers, seven of them little else: those

@@ -5,7 +5,9 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -508,3 +510,22 @@ def test_a_program_gets_the_tree_and_the_options(
     # With --json standard output is the report's.
     call("demo", toy.base, toy.paths, "--json")
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_kernels_name_no_folder_of_the_machine(is_link: bool, tmp_path: Path) -> None:
+    """Nor when the environment is a link: g++ would rather name what it leads to."""
+    real, given = tmp_path / "e", tmp_path / "a name that is longer"
+    (real if is_link else given).mkdir()
+    if is_link:
+        given.symlink_to(real)
+    (given / "x.h").write_text("inline const char* name() { return __FILE__; }\n")
+    text = (REPO / "scripts/cmake/cpu_kernels.cmake").read_text()
+    (words,) = re.findall(r"^add_compile_options\((.*?)\)$", text, re.M | re.S)
+    options = [word.replace("${_environment}", str(given)) for word in shlex.split(words)]
+    (tmp_path / "a.cpp").write_text("#include <x.h>\nconst char* there = name();\n")
+    out = tmp_path / "a.o"
+    command = ["g++", *options, "-isystem", str(given), "-c", "a.cpp", "-o", str(out)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    found = out.read_bytes()
+    assert b"env/x.h" in found and str(tmp_path).encode() not in found

@@ -10,6 +10,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -320,10 +321,15 @@ def test_a_kernel_with_a_path_of_this_machine_is_refused(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     library = tmp_path / "named.so"
-    library.write_bytes(f"assert at {toy.paths.build}/env/x.h".encode())
     monkeypatch.setattr(pack, "_kernels", lambda *_: {"vllm/_C.so": library})
-    with failing(Exit.BUILD, "names the folder"):
-        toy.pack()
+    # The second build of `bundle-check` has the environment of the first one.
+    real = tmp_path / "first/env"
+    shutil.move(toy.paths.env, real)
+    toy.paths.env.symlink_to(real)
+    for folder in (toy.paths.build, real):
+        library.write_bytes(f"assert at {folder}/lib/x.h".encode())
+        with failing(Exit.BUILD, f"names the folder {folder}"):
+            toy.pack()
 
 
 def test_an_edit_of_the_checkout_is_refused(
@@ -534,18 +540,73 @@ def test_what_is_no_sbom_is_not_taken_for_one(toy: Toy) -> None:
 # ---- bundle-check ----
 
 
+def rewrite(file: Path, change: Callable[[zipfile.ZipInfo, bytes], bytes]) -> None:
+    """Write a wheel again, with its entries changed, at another place than the one it links to."""
+    with zipfile.ZipFile(file) as archive:
+        entries = [(info, archive.read(info)) for info in archive.infolist()]
+    file.unlink()
+    with zipfile.ZipFile(file, "w") as out:
+        for info, data in entries:
+            content = change(info, data)
+            out.writestr(info, content)
+
+
+def change_entry(kind: str) -> Callable[[zipfile.ZipInfo, bytes], bytes]:
+    def change(info: zipfile.ZipInfo, data: bytes) -> bytes:
+        if info.filename != "vllm/z.py":
+            return data
+        if kind == "content":
+            return data.replace(b"1", b"2")
+        if kind == "date":
+            info.date_time = (2001, 2, 3, 4, 5, 6)
+        elif kind == "mode":
+            info.external_attr = 0o100755 << 16
+        else:
+            info.filename = "vllm/y.py"
+        return data
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("content", r"entry vllm/z\.py: byte 4 of 6: b'z = 1\\n', in the second b'z = 2\\n'"),
+        ("date", r"entry vllm/z\.py: date_time .* in the second \(2001, 2, 3, 4, 5, 6\)"),
+        ("mode", r"entry vllm/z\.py: external_attr "),
+        ("name", r"entry vllm/z\.py, in the second vllm/y\.py"),
+    ],
+)
+def test_the_first_entry_that_differs_is_named(
+    kind: str, said: str, toy: Toy, tmp_path: Path
+) -> None:
+    first = toy.pack()
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    name = f"wheels/vllm-{NUMBER}-cp38-abi3-linux_x86_64.whl"
+    sums = (second / "SHA256SUMS").read_text()
+    before = digest(second / name)
+    rewrite(second / name, change_entry(kind))
+    (second / "SHA256SUMS").write_text(sums.replace(before, digest(second / name)))
+    found = proof.compare(first, second)
+    assert list(found) == [name] and re.match(said, found[name]), found
+
+
 def test_a_difference_is_named(toy: Toy, tmp_path: Path) -> None:
     first = toy.pack()
     second = tmp_path / "second"
     shutil.copytree(first, second)
-    assert proof.compare(first, second) == []
+    assert proof.compare(first, second) == {}
     text = (second / "SHA256SUMS").read_text()
     at = text.index("  LICENSE") - 1
     other = "0" if text[at] != "0" else "1"
     (second / "SHA256SUMS").write_text(text[:at] + other + text[at + 1 :])
-    assert proof.compare(first, second) == ["LICENSE"]
+    assert proof.compare(first, second) == {"LICENSE": "its sum alone"}
+    (second / "LICENSE").write_bytes((first / "LICENSE").read_bytes() + b"more")
+    (found,) = proof.compare(first, second).values()
+    assert found.startswith("byte ") and found.endswith("more'")
     (second / "SHA256SUMS").write_text(text + f"{'0' * 64}  more\n")
-    assert proof.compare(first, second) == ["more"]
+    assert proof.compare(first, second) == {"more": "not in the first"}
 
 
 ANSWER = "answer    'one'  (right)\ntokens equal: yes"
