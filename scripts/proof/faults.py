@@ -20,10 +20,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle import install
 from series import engine, tools
 from series import env as environments
 from series.command import Command
@@ -41,6 +42,8 @@ def data_file(base: Base) -> Path:
 
 PARTS = ("toy", "base", "server")
 TOY_KILLS = 10
+# Bytes of a wheel that is downloaded again for each kill of `bundle`.
+SMALL = 1_000_000
 SEED = 11
 PYTEST = """
 import pathlib, sys, pytest
@@ -79,7 +82,7 @@ class Place:
         self.env = {**os.environ, **caches, **own}
 
     def start(self, verb: str) -> subprocess.Popen[bytes]:
-        more = ["--device", "cpu"] if verb == "build" else []
+        more = ["--device", "cpu"] if verb in ("build", "bundle") else []
         return subprocess.Popen(
             [sys.executable, "-B", "-m", "series", verb, *self.options, *more],
             cwd=self.checkout,
@@ -122,14 +125,28 @@ class Place:
         found["packages"] = digest(rows.encode())
         return found
 
+    def bundle(self) -> dict[str, str]:
+        """The sums of the bundle, which has to be what they say, and what else is left of it."""
+        (folder,) = (self.paths.state / "bundle").iterdir()
+        install.compare(folder)
+        left = [*self.paths.state.iterdir(), *self.wheels()]
+        return {folder.name: sha256(folder / install.SUMS), "left": " ".join(_names(left))}
+
+    def wheels(self) -> list[Path]:
+        return [*(self.paths.downloads / "wheels").glob("*")]
+
     def tree(self) -> dict[str, str]:
-        names = sorted(path.name for path in self.paths.state.iterdir())
         words = ("HEAD", "HEAD^{tree}", "base^{tree}")
         return {
             "commits": git(self.paths.tree, "rev-parse", *words),
             "edits": git(self.paths.tree, "status", "--porcelain"),
-            "names": " ".join(name for name in names if name not in ("env", "logs", "cache")),
+            "names": " ".join(_names(self.paths.state.iterdir())),
         }
+
+
+def _names(paths: Iterable[Path]) -> list[str]:
+    names = sorted(path.name for path in paths)
+    return [name for name in names if name not in ("env", "logs", "cache")]
 
 
 class Kill(NamedTuple):
@@ -153,6 +170,15 @@ VERBS = {
         lambda place: place.series() | place.tree(),
     ),
     "build": Kill(2, lambda place: [place.paths.env], lambda place: place.environment()),
+    "bundle": Kill(
+        2,
+        # What is large is fetched once.
+        lambda place: [
+            place.paths.state / "bundle",
+            *(file for file in place.wheels() if file.stat().st_size < SMALL),
+        ],
+        lambda place: place.bundle(),
+    ),
 }
 
 
@@ -345,10 +371,17 @@ ROWS = (
         "test_two_fetches_at_once_download_once",
     ),
     (
-        "clock set back",
+        "times of files",
         "all files of the year 2039, and of 1989",
         "nothing is done again, no edit is overlooked",
         "test_times_of_files_decide_nothing",
+    ),
+    (
+        "clock set back",
+        "the tool and its programs read a clock that is eleven years back, from the start and from "
+        "within `apply`; files keep the real time",
+        "the same commits and patches; nothing is done again, no edit is overlooked",
+        "test_a_clock_set_back",
     ),
     (
         "killed while kernels are stored",
@@ -372,8 +405,9 @@ def _kills(data: dict[str, Any]) -> str:
         "SIGKILL to the whole process group at a random moment (seeded), then the same command to "
         "its end. It has to give what it gives without a kill: the archive, the tree and its "
         "commits, `patches/*.patch`, `series.lock`, the marker of the environment, its packages "
-        "and the kernels, and no other file. *toy* is the upstream that the tests generate, where "
-        "`fetch` is a download and the programs of `build` are stand-ins.\n\n"
+        "and the kernels, every file of the bundle, and no other file. *toy* is the upstream that "
+        "the tests generate, where `fetch` is a download and the programs of `build` and `bundle` "
+        "are stand-ins.\n\n"
         "| verb | on | kills | moments, of the time it takes | the same again |\n"
         "| --- | --- | --: | --- | --: |\n"
     )

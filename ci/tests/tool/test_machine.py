@@ -25,6 +25,8 @@ from series import fetch, kernels
 from series.errors import Exit
 from series.state import TAG
 from test_build import Toy, kernel_files, toy  # noqa: F401
+from test_bundle import Toy as Bundle
+from test_bundle import toy as bundle  # noqa: F401
 from test_fetch import DATA, PINNED, Server, environment, own_index, server  # noqa: F401
 
 pytestmark = pytest.mark.long
@@ -52,8 +54,9 @@ def kill_group(start: Callable[[], subprocess.Popen[str]], seconds: float) -> in
 def kill_forked(run: Callable[[], object], seconds: float) -> int:
     """The same for a function of this process."""
     pid = os.fork()
+    # On both sides, as either may be first.
+    os.setpgid(pid, pid)
     if not pid:
-        os.setsid()
         try:
             run()
         finally:
@@ -181,6 +184,24 @@ def test_build_killed_and_run_again(toy: Toy) -> None:  # noqa: F811
         return {"links": links} | {k: v for k, v in found.items() if not k.startswith(logs)}
 
     kill_and_rerun("build", prepare, lambda s: kill_forked(toy.build, s), toy.build, state)
+
+
+def test_bundle_killed_and_run_again(bundle: Bundle) -> None:  # noqa: F811
+    folders = (bundle.out, bundle.paths.downloads)
+
+    def prepare() -> None:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def state() -> dict[str, Any]:
+        # The work tree's state has no trace of it either.
+        return {str(f): files_of(f) for f in (*folders, bundle.paths.state)}
+
+    # What is asked of libraries is asked once.
+    bundle.pack()
+    kill_and_rerun("bundle", prepare, lambda s: kill_forked(bundle.pack, s), bundle.pack, state)
+    (whole,) = bundle.out.iterdir()
+    assert (whole / "SHA256SUMS").is_file()
 
 
 def test_kernels_that_a_killed_run_was_storing(toy: Toy) -> None:  # noqa: F811
@@ -408,6 +429,72 @@ def test_times_of_files_decide_nothing(
     file.write_bytes(file.read_bytes().replace(b"line_9 = 9", b"line_9 = 8"))
     os.utime(file, (seconds, seconds))
     done = project.run("unapply")
+    assert done.returncode == Exit.DIRTY and "toy/model.py" in done.stderr
+
+
+CLOCK = """
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static time_t back() { return access(getenv("CLOCK_IS_BACK"), F_OK) ? 0 : 4000 * 86400; }
+
+extern "C" int clock_gettime(clockid_t clock, struct timespec* now) {
+  static auto real = (int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, "clock_gettime");
+  int failed = real(clock, now);
+  if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) now->tv_sec -= back();
+  return failed;
+}
+
+extern "C" time_t time(time_t* into) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (into) *into = now.tv_sec;
+  return now.tv_sec;
+}
+
+extern "C" int gettimeofday(struct timeval* into, void*) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  *into = {now.tv_sec, now.tv_nsec / 1000};
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "while it applies"])
+def test_a_clock_set_back(when: str, project: Project, tmp_path: Path) -> None:
+    """By eleven years, for the tool and every program that it runs; files keep the real time."""
+    (tmp_path / "clock.cpp").write_text(CLOCK)
+    library, back = tmp_path / "clock.so", tmp_path / "back"
+    command = ["g++", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "clock.cpp"), "-ldl"]
+    subprocess.run(command, check=True)
+    env = {"LD_PRELOAD": str(library), "CLOCK_IS_BACK": str(back)}
+    if when == "before":
+        back.touch()
+    else:
+        env["PATH"] = other_git(tmp_path, f'*" am "*) touch {back}')
+
+    def run(*words: str) -> str:
+        done = project.run(*words, env=env, tool=(sys.executable, "-B", "-m", "series"))
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    want = (git(project.tree, "rev-parse", "HEAD", "base"), project.patches())
+    assert run("apply").startswith("nothing to do")
+    for verb in ("clean", "fetch", "apply"):
+        run(verb)
+    year = subprocess.run(["date", "+%Y"], env={**os.environ, **env}, capture_output=True)
+    assert int(year.stdout) == time.gmtime(time.time() - 4000 * 86400).tm_year
+    assert run("apply").startswith("nothing to do")
+    assert run("export") == "no patch changed\n"
+    run("check")
+    assert (git(project.tree, "rev-parse", "HEAD", "base"), project.patches()) == want
+    file = project.tree / "toy/model.py"
+    file.write_bytes(file.read_bytes().replace(b"line_9 = 9", b"line_9 = 8"))
+    done = project.run("unapply", env=env, tool=(sys.executable, "-B", "-m", "series"))
     assert done.returncode == Exit.DIRTY and "toy/model.py" in done.stderr
 
 
