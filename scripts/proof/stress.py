@@ -235,10 +235,11 @@ class Server:
     def tail(self, size: int = 3000) -> str:
         return self.log.read_text(errors="replace")[-size:]
 
-    async def post(self, path: str, body: Any, seconds: float = PATIENCE) -> Answer:
+    async def post(self, path: str, body: Any, seconds: float | None = None) -> Answer:
         import aiohttp
 
         started = time.monotonic()
+        seconds = seconds or PATIENCE
         try:
             async with self.session.post(
                 path, json=body, timeout=aiohttp.ClientTimeout(total=seconds)

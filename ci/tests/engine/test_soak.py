@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One server, few requests, what it holds; `make soak` asks 2000. What is taken for growth."""
+"""One server, few requests, what it holds; `make soak` asks 2000. What is taken for growth.
+
+A second server has faults planted, each of which has to be found.
+"""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,15 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from proof import soak  # noqa: E402
+from proof import soak, stress  # noqa: E402
 
 COUNT = 60
+# Of the planted faults: objects that every request leaves, and when the other two happen.
+KEPT = 1000
+LOST_BLOCK = 30
+STUCK_REQUEST = 90
+# Seconds, after which a stuck request is given up; more than one takes on a busy machine.
+PATIENCE = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +43,59 @@ def test_short_soak() -> None:
     # It is known from the inside, in both processes.
     assert run.rows[-1]["objects"] > 100_000
     assert run.rows[-1]["tensors"] > 100_000
+
+
+class Plant(soak.Prepare):
+    """In the server's processes: a list that grows, a block that is not freed, a lost request."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        from vllm.v1.core.block_pool import BlockPool
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.engine.output_processor import OutputProcessor
+
+        kept: list[Any] = []
+        begin, free, schedule = (
+            OutputProcessor.add_request,
+            BlockPool.free_blocks,
+            Scheduler.add_request,
+        )
+        freed, scheduled = itertools.count(1), itertools.count(1)
+
+        def keep(front: Any, *args: Any, **kwargs: Any) -> None:
+            kept.append([[] for _ in range(KEPT)])
+            begin(front, *args, **kwargs)
+
+        def free_all_but_one(pool: Any, blocks: Any) -> None:
+            blocks = list(blocks)
+            # Those that a window has left behind are null, and never free.
+            last = next((block for block in blocks if not block.is_null), None)
+            is_lost = last is not None and next(freed) == LOST_BLOCK
+            free(pool, [block for block in blocks if not (is_lost and block is last)])
+
+        def lose_one(scheduler: Any, request: Any) -> None:
+            if next(scheduled) == STUCK_REQUEST:
+                scheduler.requests[request.request_id] = request
+            else:
+                schedule(scheduler, request)
+
+        OutputProcessor.add_request = keep
+        BlockPool.free_blocks = free_all_but_one
+        Scheduler.add_request = lose_one
+
+
+@pytest.mark.long
+def test_planted_faults_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "Prepare", Plant)
+    monkeypatch.setattr(stress, "PATIENCE", PATIENCE)
+    run = soak.soak(2026, COUNT, short=True)
+    assert any("KV blocks left" in text for text in run.wrong), run.wrong
+    assert any("KV references left" in text for text in run.wrong), run.wrong
+    (grows,) = [text for text in run.wrong if text.startswith("objects grow by")]
+    # Twice a request: half of what the server gets are probes.
+    assert KEPT < float(grows.split()[3]) < 4 * KEPT
+    stuck = [fault.what for fault in run.report.faults if fault.what.startswith("not answered")]
+    assert stuck and all(f"no answer in {PATIENCE:.0f} s" in what for what in stuck)
 
 
 def make_rows(**growth: float) -> list[dict[str, Any]]:
@@ -55,6 +118,12 @@ def test_a_flat_run_is_right() -> None:
     rows[0]["resident"] -= 3e8
     rows[1]["objects"] -= 1e5
     assert soak.judge(rows) == []
+
+
+def test_a_short_run_has_wider_limits() -> None:
+    assert soak.judge(make_rows(objects=4, tensors=8_000, resident=2e5), short=True) == []
+    found = soak.judge(make_rows(objects=100, tensors=30_000), short=True)
+    assert [text.split()[0] for text in found] == ["objects", "tensors"]
 
 
 @pytest.mark.parametrize(
