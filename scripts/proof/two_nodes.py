@@ -3,8 +3,10 @@
 
 A machine is a network of its own, with its own processes, /tmp and /dev/shm; a virtual cable joins
 the two. The page's commands are run there as they stand, but for the model and its options: a small
-one on a CPU, one process a machine. Answers and accepted drafts have to be those of one process.
-Then machine 2 fails, while machine 1 answers: its worker is killed, or the machine is switched off.
+one on a CPU, with one process a machine, and with the two of the page. Answers have to be those of
+one process, and so do drafts and accepted ones, but where a stop string ends an answer: the front's
+process finds it, and how far the engine is by then is chance. Then machine 2 fails, while machine 1
+answers: its workers are killed, or the machine is switched off.
 
 It needs root. Ray is installed into a folder of its own, at the release of ci/locks/two-nodes.txt.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -40,6 +43,9 @@ PAGE = ROOT / "docs/use/two-machines.md"
 LOCK = tools.LOCKS / "two-nodes.txt"
 MODEL = "LGAI-EXAONE/EXAONE-4.5-33B"
 WAYS = {"mp": "Without Ray", "ray": "With Ray"}
+"""The page's headings."""
+# Of each machine, whose page has two cards.
+TENSOR_PARALLEL = (1, 2)
 FAILURES = ("worker killed", "switched off")
 SEED = 11
 COUNT = 24
@@ -54,11 +60,13 @@ OPTIONS: dict[str, Any] = {
     "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
 }
 # What a machine with one small CPU needs instead of what the page has for cards.
-RESOURCES = json.dumps({ray_on_cpu.RESOURCE: 1})
-RAY_OPTIONS = ("--num-cpus", "1", "--resources", RESOURCES, "--object-store-memory", "100000000")
+RAY_OPTIONS = ("--object-store-memory", "100000000")
 RAY_HEAD = ("--include-dashboard", "false")
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+RUNNING = "vllm:num_requests_running"
+# Seconds, for the counts of the last step to come to the front.
+COUNTED = 10.0
 
 
 def blocks(title: str) -> list[tuple[int, str]]:
@@ -161,15 +169,17 @@ def write_programs(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = str(OPTIONS["model"])
     extra = stress.to_arguments({k: v for k, v in OPTIONS.items() if k != "model"})
-    extra += ["--tensor-parallel-size", "1"]
     vllm = f"""
 words = [{model!r} if word == {MODEL!r} else word for word in sys.argv[1:]] + {extra!r}
+words += ["--tensor-parallel-size", os.environ["TWO_NODES_PROCESSES"]]
 if "--headless" not in words:
     words += ["--uds", os.environ["TWO_NODES_SOCKET"]]
 os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *words])
 """
     ray = f"""
+processes = os.environ["TWO_NODES_PROCESSES"]
 words = sys.argv[1:] + {list(RAY_OPTIONS)!r} + ({list(RAY_HEAD)!r} if "--head" in sys.argv else [])
+words += ["--num-cpus", processes, "--resources", '{{"{ray_on_cpu.RESOURCE}": ' + processes + '}}']
 os.execv(sys.executable, [sys.executable, "-m", "ray.scripts.scripts", *words])
 """
     for name, text in (("vllm", vllm), ("ray", ray)):
@@ -203,19 +213,37 @@ def requests() -> list[Request]:
         if not (request.refused or request.is_sampled or request.may_refuse or request.abort_after)
         and request.abort_after is None
     ]
-    return plain[:COUNT]
+    # First those that the engine ends.
+    return sorted(plain[:COUNT], key=ends_in_the_front)
+
+
+def ends_in_the_front(request: Request) -> bool:
+    """Whether a stop string can end the answer; how far the engine is by then is chance."""
+    return "stop" in request.body
 
 
 async def ask(server: stress.Server) -> tuple[list[stress.Answer], dict[str, int]]:
-    """The answers to all requests, one at a time, and how many drafts there were."""
-    answers = []
+    """The answers to all requests, one at a time; the drafts of those that the engine ends."""
+    answers: list[stress.Answer] = []
+    counts: dict[str, int] = {}
     for request in requests():
+        if ends_in_the_front(request) and not counts:
+            counts = await count(server)
         answers.append(await server.post(request.path, request.body))
         if not answers[-1].status:
             # It hangs or is gone; the others would wait as long.
             raise Exit.FAILED(f"{server.name}, request {request.number}: {answers[-1].body}", "")
-    found = await server.metrics()
-    return answers, {"drafts": int(found[DRAFTED]), "accepted": int(found[ACCEPTED])}
+    return answers, counts or await count(server)
+
+
+async def count(server: stress.Server) -> dict[str, int]:
+    """How many drafts there were, and how many were accepted."""
+    deadline = time.monotonic() + COUNTED
+    while True:
+        found = await server.metrics()
+        if found.get(RUNNING) == 0 or time.monotonic() > deadline:
+            return {"drafts": int(found[DRAFTED]), "accepted": int(found[ACCEPTED])}
+        await asyncio.sleep(0.1)
 
 
 async def fail(
@@ -260,16 +288,22 @@ async def fail(
 
 
 async def try_way(
-    way: str, failure: str, folder: Path, environment: dict[str, str], alone: list[stress.Answer]
+    way: str,
+    processes: int,
+    failure: str,
+    folder: Path,
+    environment: dict[str, str],
+    alone: list[stress.Answer],
 ) -> dict[str, Any]:
-    """One way of the page: the answers, then what a failure does."""
+    """One way of the page, with so many processes a machine: the answers, then a failure."""
     socket = folder / f"{way}.sock"
     socket.unlink(missing_ok=True)
     environment = {**environment, "TWO_NODES_SOCKET": str(socket)}
+    environment["TWO_NODES_PROCESSES"] = str(processes)
     with two_machines() as machines:
         begin = time.monotonic()
         others: list[subprocess.Popen[bytes]] = []
-        log = folder / f"{way}-{failure.replace(' ', '-')}.log"
+        log = folder / f"{way}-{processes}-{failure.replace(' ', '-')}.log"
         log.unlink(missing_ok=True)
         serving: subprocess.Popen[bytes] | None = None
         for number, commands in blocks(WAYS[way]):
@@ -301,6 +335,7 @@ async def try_way(
             await server.close()
     return {
         "way": WAYS[way],
+        "processes": processes,
         "started": round(started),
         "requests": len(answers),
         "wrong": wrong,
@@ -310,7 +345,11 @@ async def try_way(
 
 
 async def run_all(
-    ways: list[str], failures: list[str], folder: Path, environment: dict[str, str]
+    ways: list[str],
+    processes: list[int],
+    failures: list[str],
+    folder: Path,
+    environment: dict[str, str],
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="two-") as short:
         stress.SERVERS["one process"] = OPTIONS
@@ -322,13 +361,17 @@ async def run_all(
             await single.close()
             single.kill()
         rows = []
-        for way in ways:
-            for failure in failures:
-                row = await try_way(way, failure, folder, environment, alone)
-                print(json.dumps(row), flush=True)
-                rows.append(row)
+        for way, number, failure in itertools.product(ways, processes, failures):
+            # More processes fail no otherwise when their machine does.
+            if number > 1 and failure != failures[0]:
+                continue
+            row = await try_way(way, number, failure, folder, environment, alone)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     pictures = sum("_url" in json.dumps(request.body) for request in requests())
-    return {"one": {"requests": len(alone), "pictures": pictures, **counts}, "rows": rows}
+    counted = sum(not ends_in_the_front(request) for request in requests())
+    one = {"requests": len(alone), "pictures": pictures, "counted": counted, **counts}
+    return {"one": one, "rows": rows}
 
 
 def judge(report: dict[str, Any]) -> list[str]:
@@ -337,7 +380,7 @@ def judge(report: dict[str, Any]) -> list[str]:
     if one["pictures"] < LEAST_PICTURES:
         wrong.append(f"only {one['pictures']} requests with pictures")
     for row in report["rows"]:
-        name = f"{row['way']}, {row['failure']}"
+        name = f"{row['way']}, {row['processes']} a machine, {row['failure']}"
         wrong += [f"{name}: {text}" for text in row["wrong"]]
         for key in ("drafts", "accepted"):
             if row[key] != one[key]:
@@ -357,6 +400,7 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
+    parser.add_argument("--processes", nargs="+", type=int, default=[*TENSOR_PARALLEL])
     parser.add_argument("--failures", nargs="+", default=[*FAILURES], choices=[*FAILURES])
     args = parser.parse_args()
     environment = dict(os.environ)
@@ -378,7 +422,9 @@ def main() -> int:
     }
     import vllm.entrypoints.openai.api_server  # noqa: F401
 
-    report = asyncio.run(run_all(args.ways, args.failures, args.folder, environment))
+    report = asyncio.run(
+        run_all(args.ways, args.processes, args.failures, args.folder, environment)
+    )
     (args.folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -389,6 +435,7 @@ def main() -> int:
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """The options of `two-nodes`."""
     parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="these; nothing is kept")
+    parser.add_argument("--processes", nargs="+", type=int, help="so many a machine; the same")
     parser.add_argument("--failures", nargs="+", choices=[*FAILURES], help="the same")
 
 
@@ -426,6 +473,7 @@ def run(command: Command) -> Exit:
     install(paths, folder / "packages")
     words = ["--tree", str(paths.tree), "--folder", str(folder)]
     words += ["--ways", *(args.ways or WAYS), "--failures", *(args.failures or FAILURES)]
+    words += ["--processes", *map(str, args.processes or TENSOR_PARALLEL)]
     done = subprocess.run(
         [environments.python(paths), "-m", "proof.two_nodes", *words],
         env=engine.environment(paths, cpu=True),
@@ -435,7 +483,7 @@ def run(command: Command) -> Exit:
         raise Exit.FAILED("the run broke off", f"see the logs in {folder}")
     report = {**evidence.about(base, paths), **evidence.load(folder / "report.json")}
     command.report = report
-    if not (args.ways or args.failures):
+    if not (args.ways or args.processes or args.failures):
         evidence.write(data_file(base.name), report)
     if wrong := judge(report):
         raise Exit.FAILED("; ".join(wrong), f"the logs are in {folder}")
@@ -454,41 +502,46 @@ def page(bases: list[Base]) -> str:
         "`make two-nodes` runs the commands of [two-machines.md](../use/two-machines.md) on two",
         "machines, which are namespaces of one: each has its own network, processes, `/tmp` and",
         "`/dev/shm`, and a virtual cable joins them. The tiny model in float32 on the CPU, a",
-        "pipeline stage a machine, three drafts, one request at a time. vLLM's CPU platform has",
-        "no Ray; [a plugin](../../scripts/proof/ray_on_cpu.py) gives it. Then machine 2 fails in",
-        "the middle of an answer.",
+        "pipeline stage a machine, tensor parallel in it where there are two processes a machine,",
+        "three drafts, one request at a time. vLLM's CPU platform has no Ray; [a",
+        "plugin](../../scripts/proof/ray_on_cpu.py) gives it. Then machine 2 fails in the middle",
+        "of an answer. Drafts are counted where the engine ends the answer: where a stop string",
+        "does, the front's process finds it, and how far the engine is by then is chance.",
     ]
     for base in bases:
         data = evidence.read_any(data_file(base.name), base)
         one = data["one"]
+        # Before they were told apart, all were counted.
+        of = f"the {one['counted']} without stop strings" if "counted" in one else "all"
         lines += [
             "",
             f"## {base.name}",
             "",
             evidence.origin(data, base),
-            f"{one['requests']} requests, {one['pictures']} with pictures or videos; one process "
-            f"accepts {one['accepted']} of {one['drafts']} drafts.",
+            f"{one['requests']} requests, {one['pictures']} with pictures or videos; in {of} one "
+            f"process accepts {one['accepted']} of {one['drafts']} drafts.",
             "",
-            "| | wrong | accepted drafts |",
-            "| --- | --: | --: |",
+            "| | processes a machine | wrong | accepted drafts |",
+            "| --- | --: | --: | --: |",
         ]
-        ways = {row["way"]: row for row in data["rows"]}
-        for way, row in ways.items():
+        ways = {(row["way"], row["processes"]): row for row in data["rows"]}
+        for (way, processes), row in ways.items():
             counts = f"{row['accepted']} of {row['drafts']}"
-            lines.append(f"| {way} | {len(row['wrong'])} of {row['requests']} | {counts} |")
+            wrong = f"{len(row['wrong'])} of {row['requests']}"
+            lines.append(f"| {way} | {processes} | {wrong} | {counts} |")
         lines += [
             "",
             "## When a machine fails",
             "",
-            "| | machine 2 | server ends after | with status | `/health` tells after | the answer "
-            "under way | the line |",
-            "| --- | --- | --: | --: | --: | --- | --- |",
+            "| | processes a machine | machine 2 | server ends after | with status | `/health` "
+            "tells after | the answer under way | the line |",
+            "| --- | --: | --- | --: | --: | --: | --- | --- |",
         ]
         for row in data["rows"]:
             answer = row["answer"] or "connection closed"
             lines.append(
-                f"| {row['way']} | {row['failure']} | {row['seconds']} s | {row['status']} | "
-                f"{row['health']} s | {answer} | `{row['line'][:160]}` |"
+                f"| {row['way']} | {row['processes']} | {row['failure']} | {row['seconds']} s | "
+                f"{row['status']} | {row['health']} s | {answer} | `{row['line'][:160]}` |"
             )
     return "\n".join(lines) + "\n"
 

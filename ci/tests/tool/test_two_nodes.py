@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from proof import stress, two_nodes
+from proof import stress, stress_requests, two_nodes
+from proof.stress_requests import Request
 
 ROW = {
     "way": "With Ray",
+    "processes": 2,
     "failure": "switched off",
     "requests": 2,
     "wrong": [],
@@ -47,13 +50,58 @@ def test_the_programs_of_the_page_get_the_small_model(tmp_path: Path) -> None:
     two_nodes.write_programs(tmp_path)
     script = (tmp_path / "vllm").read_text().replace("os.execv(", "print(")
     run = [sys.executable, "-c", script, "serve", two_nodes.MODEL, "--tensor-parallel-size", "2"]
-    environment = {"TWO_NODES_SOCKET": "/s"}
+    environment = {"TWO_NODES_SOCKET": "/s", "TWO_NODES_PROCESSES": "7"}
     said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
     assert str(stress.FOLDER) in said and two_nodes.MODEL not in said
     # The last one holds.
-    assert said.rindex("'--tensor-parallel-size', '1'") > said.index("'2'") and "'/s'" in said
-    headless = subprocess.run([*run, "--headless"], capture_output=True, text=True, check=True)
-    assert "--uds" not in headless.stdout
+    assert said.rindex("'--tensor-parallel-size', '7'") > said.index("'2'") and "'/s'" in said
+    headless = [*run, "--headless"]
+    said = subprocess.run(
+        headless, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "--uds" not in said
+    script = (tmp_path / "ray").read_text().replace("os.execv(", "print(")
+    run = [sys.executable, "-c", script, "start", "--head"]
+    said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "'7', '--resources', '{\"NPU\": 7}'" in said and "include-dashboard" in said
+
+
+class Counting:
+    """A server whose counts come late, and in which a stop string costs drafts of chance."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+        self.looks = 0
+
+    async def post(self, path: str, body: dict[str, Any]) -> stress.Answer:
+        self.asked.append("stop" in body)
+        return stress.Answer(200, {})
+
+    async def metrics(self) -> dict[str, float]:
+        self.looks += 1
+        drafts = 10 * self.asked.count(False) + 1000 * self.asked.count(True)
+        return {
+            two_nodes.RUNNING: float(self.looks < 3),
+            two_nodes.DRAFTED: drafts - float(self.looks < 3),
+            two_nodes.ACCEPTED: 3,
+        }
+
+
+def test_drafts_are_counted_where_the_engine_ends_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(seed: int, number: int, **_: Any) -> Request:
+        body = {"stop": "e"} if number % 3 == 0 else {"stop_token_ids": [7]}
+        return Request(number, "/v1/completions", body, "completion")
+
+    monkeypatch.setattr(stress_requests, "make_request", make)
+    server = Counting()
+    answers, counts = asyncio.run(two_nodes.ask(cast("stress.Server", server)))
+    plain = server.asked.count(False)
+    assert len(answers) == two_nodes.COUNT == plain + 8
+    assert counts == {"drafts": 10 * plain, "accepted": 3}
 
 
 @pytest.mark.parametrize(
