@@ -3,7 +3,7 @@
 
 A machine is a network of its own, with its own processes, /tmp and /dev/shm; a virtual cable joins
 the two. The page's commands are run there as they stand, but for the model and its options: a small
-one on a CPU, with one process a machine, and with the two of the page. Answers have to be those of
+one on a CPU, and one process a machine unless `--processes` says more. Answers have to be those of
 one process, and so do drafts and accepted ones, but where a stop string ends an answer: the front's
 process finds it, and how far the engine is by then is chance. Then machine 2 fails, while machine 1
 answers: its workers are killed, or the machine is switched off.
@@ -44,8 +44,8 @@ LOCK = tools.LOCKS / "two-nodes.txt"
 MODEL = "LGAI-EXAONE/EXAONE-4.5-33B"
 WAYS = {"mp": "Without Ray", "ray": "With Ray"}
 """The page's headings."""
-# Of each machine, whose page has two cards.
-TENSOR_PARALLEL = (1, 2)
+# Of each machine. `--processes 2` is what the page has; it has not ended on two cores yet.
+TENSOR_PARALLEL = (1,)
 FAILURES = ("worker killed", "switched off")
 SEED = 11
 COUNT = 24
