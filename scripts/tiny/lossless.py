@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from series import engine
+from use import draft_vocab
 
 from . import evaluate, task
 
@@ -44,6 +45,7 @@ class Combination:
 
 
 ADAPTER = {"enable_lora": True, "enable_tower_connector_lora": True, "max_lora_rank": 8}
+FP8_HEAD = {"draft_lm_head_quantization": "fp8"}
 # Without drafts.
 PLAIN = {
     "plain": Combination(),
@@ -63,6 +65,19 @@ COMBINATIONS = {
         {"tensor_parallel_size": 2}, {"use_local_argmax_reduction": True}
     ),
     "two pipeline stages": Combination({"pipeline_parallel_size": 2}),
+    # Of 384 tokens; `run` puts the most frequent ones in the place of their number.
+    "192 tokens drafted": Combination(drafts={"draft_vocab": 192}),
+    "96 tokens drafted": Combination(drafts={"draft_vocab": 96}),
+    "38 tokens drafted": Combination(drafts={"draft_vocab": 38}),
+    "19 tokens drafted": Combination(drafts={"draft_vocab": 19}),
+    "draft head in FP8": Combination(drafts=FP8_HEAD),
+    "38 tokens drafted, in FP8": Combination(drafts=FP8_HEAD | {"draft_vocab": 38}),
+    "38 tokens drafted, in FP8, structured output": Combination(
+        drafts=FP8_HEAD | {"draft_vocab": 38}, plain="plain, structured", structured=True
+    ),
+    "38 tokens drafted, in FP8, two ranks": Combination(
+        {"tensor_parallel_size": 2}, FP8_HEAD | {"draft_vocab": 38}
+    ),
 }
 
 
@@ -79,6 +94,22 @@ def write_adapter(folder: Path) -> None:
     adapters.write_adapter(folder, tensors)
 
 
+def frequent_tokens(number: int) -> list[int]:
+    """The end of an answer, the markers of thoughts and tools, and what answers are made of.
+
+    The answers are those of questions that the checkpoint was trained on.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(evaluate.FOLDER / "tokenizer.json"))
+    questions = [task.get_question("train", i) for i in range(1100)]
+    counts = draft_vocab.count_tokens(tokenizer, [q.completion for q in questions])
+    added = tokenizer.get_added_tokens_decoder()
+    keep = {i for i, token in added.items() if not token.special}
+    keep.add(tokenizer.token_to_id("<|endofturn|>"))
+    return draft_vocab.choose(counts, number, keep, tokenizer.get_vocab_size())
+
+
 def run(name: str, number: int, folder: Path) -> None:
     """One combination in this process; its tokens go to a file of `folder`."""
     from vllm.lora.request import LoRARequest
@@ -88,6 +119,8 @@ def run(name: str, number: int, folder: Path) -> None:
     options = dict(combination.options)
     if name in COMBINATIONS:
         drafts = {"method": "mtp", "num_speculative_tokens": NUM_DRAFTS, **combination.drafts}
+        if "draft_vocab" in drafts:
+            drafts["draft_vocab"] = frequent_tokens(drafts["draft_vocab"])
         options |= {"speculative_config": drafts, "disable_log_stats": False}
     if "tensor_parallel_size" in options or "pipeline_parallel_size" in options:
         options["distributed_executor_backend"] = "mp"
@@ -114,6 +147,7 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, required=True, help="the patched work tree")
     parser.add_argument("--number", type=int, default=550, help="of questions")
     parser.add_argument("--out", type=Path, help="JSON with the outcome")
+    parser.add_argument("--only", default="", help="combinations with this in their name")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     engine.set_defaults(cpu=True, quiet=True)
@@ -129,7 +163,9 @@ def main() -> int:
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="lossless-") as name:
         folder = Path(name)
-        write_adapter(folder / "adapter")
+        chosen = {name: its for name, its in COMBINATIONS.items() if args.only in name}
+        if any(its.adapter for its in chosen.values()):
+            write_adapter(folder / "adapter")
 
         def ask(combination: str) -> dict[str, Any]:
             command = [sys.executable, "-m", "tiny.lossless", "--tree", str(args.tree.resolve())]
@@ -147,8 +183,9 @@ def main() -> int:
 
         # Those without drafts come first: the others are compared with them.
         pool = ThreadPoolExecutor(os.cpu_count())
-        runs = {name: pool.submit(ask, name) for name in [*PLAIN, *COMBINATIONS]}
-        for combination, its in COMBINATIONS.items():
+        needed = [name for name in PLAIN if any(its.plain == name for its in chosen.values())]
+        runs = {name: pool.submit(ask, name) for name in [*needed, *chosen]}
+        for combination, its in chosen.items():
             outcome = runs[combination].result()
             expected = runs[its.plain].result()["rounds"][0]
             different = [
