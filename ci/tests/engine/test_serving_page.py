@@ -29,7 +29,7 @@ PAGE = (REPOSITORY / "docs" / "use" / "serving.md").read_text()
 # Text whose `…` stand for what differs from case to case.
 GAP = "…"
 # Options of other programs.
-NOT_VLLM = {"--modality"}
+NOT_VLLM = {"--number", "--modality"}
 
 
 def get_blocks(language: str) -> list[str]:

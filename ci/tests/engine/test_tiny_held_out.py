@@ -13,7 +13,7 @@ from test_tiny_engine import (
     test_engine_equals_transformers,
 )
 
-from tiny import task
+from tiny import evaluate, task
 
 __all__ = [
     "engine",
@@ -28,3 +28,7 @@ __all__ = [
 @pytest.fixture(scope="module")
 def questions() -> list[task.Question]:
     return [task.get_question("held-out", i) for i in range(550)]
+
+
+def test_first_drafts_miss_too(report: evaluate.Report) -> None:
+    assert all(accepted[0] < verified for verified, accepted in report.acceptance.values())
