@@ -171,7 +171,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", default="", help="the plan (tests.toml of the base)")
     parser.add_argument("--patch", default="", help="only the stage of this patch")
     parser.add_argument(
-        "--jobs", type=positive, help="stages at a time (one a processor, 4 at most)"
+        "--jobs", type=positive, help="stages at a time (one more than processors, 4 at most)"
     )
     if verb == "test-model":
         parser.add_argument("--long", action="store_true", help="only what is long")
@@ -277,7 +277,8 @@ class Runner:
         self, base: Base, paths: Paths, plan: Plan, name: str, args: argparse.Namespace
     ) -> None:
         self.base, self.paths, self.plan = base, paths, plan
-        self.jobs = args.jobs or min(MOST_JOBS, len(os.sched_getaffinity(0)))
+        # One more than processors: many a stage waits for a server or for processes that end.
+        self.jobs = args.jobs or min(MOST_JOBS, len(os.sched_getaffinity(0)) + 1)
         self.out = sys.stderr if args.json else sys.stdout
         self.logs = paths.state / "logs" / name
         self.worktrees = Worktrees(paths)

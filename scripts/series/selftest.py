@@ -58,6 +58,8 @@ def run(command: Command) -> None:
     programs = tools.make(command.paths, "dev") / "bin"
     cache = command.paths.build / "cache"
     env = {
+        # One more than processors: most tests wait for a process that they started.
+        "PYTEST_XDIST_AUTO_NUM_WORKERS": str(len(os.sched_getaffinity(0)) + 1),
         **os.environ,
         **tools.caches(command.paths),
         "RUFF_CACHE_DIR": str(cache / "ruff"),

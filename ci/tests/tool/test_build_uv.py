@@ -56,6 +56,7 @@ def installed(paths: Paths) -> set[str]:
     return {path.name.removesuffix(".dist-info") for path in found}
 
 
+@pytest.mark.long
 def test_torch_comes_from_its_index(make: Paths, tmp_path: Path) -> None:
     assert run(make, (tmp_path / "cpu").as_uri())
     assert installed(make) == {"toy-1.0", "torch-2.10.0+cpu", "torchvision-0.25.0+cpu"}

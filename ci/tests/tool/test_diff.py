@@ -3,6 +3,8 @@
 
 import json
 
+import pytest
+
 from conftest import NAMES, Project, git, message
 
 
@@ -15,6 +17,7 @@ def amended(project: Project, title: str, name: str) -> None:
     git(project.tree, "commit", "-q", "--amend", "-m", message(title, name))
 
 
+@pytest.mark.long
 def test_diff_names_every_kind_of_change(project: Project) -> None:
     assert "the series is as it was at HEAD" in project.ok("diff", "HEAD")
     dos, second = git(project.tree, "log", "-2", "--format=%H").split()

@@ -253,6 +253,7 @@ def with_password(server: Server) -> str:
     return server.url.replace("://", "://user:s3cret@") + "/simple"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tool", ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "pip.conf"])
 def test_fetch_through_the_configured_index(
     tool: str, server: Server, fresh: Project, tmp_path: Path

@@ -108,6 +108,7 @@ def test_a_python_that_is_none_is_one_line(other: str) -> None:
     assert not done.stdout
 
 
+@pytest.mark.long
 def test_check_is_of_every_base_unless_one_is_named(checkout: Checkout) -> None:
     checkout.ok("apply", f"SOURCES={checkout.toy.sources}")
     shutil.copytree(checkout.root / "patches/v1", checkout.root / "patches/v2")

@@ -175,6 +175,7 @@ def test_page_vouches_for_no_outcome_without_a_record(project: Project) -> None:
     assert "neither the changed file" not in page
 
 
+@pytest.mark.long
 def test_rerun_goes_on_where_it_was(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.run(DETECTED)
     project.count_runs()

@@ -148,6 +148,7 @@ def test_what_all_fixes_give_has_to_be_right(project: Project) -> None:
     assert "with all fixes find 1" in project.page()
 
 
+@pytest.mark.long
 def test_rerun_goes_on_where_it_was(project: Project) -> None:
     project.run(SECOND)
     project.runs()
@@ -165,6 +166,7 @@ def test_rerun_goes_on_where_it_was(project: Project) -> None:
     assert project.runs() == [FEW, f"second {FEW}"]
 
 
+@pytest.mark.long
 def test_rows_of_earlier_trees_are_said_and_run_again(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

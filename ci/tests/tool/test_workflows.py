@@ -121,6 +121,7 @@ def test_one_issue_follows_the_reports(
         assert len(text) <= 60000
 
 
+@pytest.mark.long
 def test_a_release_has_the_sources_the_history_and_their_hashes(tmp_path: Path) -> None:
     clone, out = tmp_path / "clone", tmp_path / "dist"
     git(tmp_path, "clone", "-q", "--no-checkout", str(REPO), str(clone))
