@@ -200,6 +200,10 @@ class Remote(stress.Server):
     def is_alive(self) -> bool:
         return self.started.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self.started.pid
+
 
 def requests() -> list[Request]:
     """Some of the stress test's whose answers can be compared; pictures and videos among them."""

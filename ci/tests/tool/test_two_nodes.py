@@ -7,6 +7,7 @@ import asyncio
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +65,20 @@ def test_the_programs_of_the_page_get_the_small_model(tmp_path: Path) -> None:
     run = [sys.executable, "-c", script, "start", "--head"]
     said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
     assert "'7', '--resources', '{\"NPU\": 7}'" in said and "include-dashboard" in said
+
+
+def test_the_work_of_a_server_on_another_machine_is_known(tmp_path: Path) -> None:
+    # Its start is waited for by that.
+    process = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    try:
+        server = two_nodes.Remote(process, tmp_path / "no.sock", tmp_path / "log")
+        deadline = time.monotonic() + 20
+        while server.is_alive and not server.work() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert server.work() > 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Counting:
