@@ -201,10 +201,14 @@ class Server:
     def is_alive(self) -> bool:
         return self.process.is_alive()
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
     def work(self) -> float:
         """The seconds of processor time that it has taken so far, with what it has started."""
         ticks = 0
-        for pid in warm.descendants(self.process.pid or 0):
+        for pid in warm.descendants(self.pid):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])

@@ -47,7 +47,9 @@ def read_pointer(path: Path) -> dict[str, str] | None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise BadFileError if git left a pointer in the place of the file."""
+    """Raise BadFileError if git left a pointer in the place of the file, or it is a pipe."""
+    if path.is_fifo():
+        raise BadFileError("it is a pipe, which has no end to read", "copy the file itself")
     pointer = read_pointer(path)
     if pointer is not None:
         raise BadFileError(

@@ -94,7 +94,7 @@ def fraction(text: str) -> float:
     return found
 
 
-def _limits(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any]:
     found = None
     with contextlib.suppress(ValueError):
         found = json.loads(text)
@@ -107,12 +107,15 @@ def read_flags(words: list[str]) -> argparse.Namespace:
     """What of the user's flags decides about the memory and the address."""
     parser = _Options(add_help=False, allow_abbrev=False)
     parser.add_argument("--tensor-parallel-size", "-tp", type=positive)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=positive, default=1)
+    parser.add_argument("--data-parallel-size", "-dp", type=positive, default=1)
     parser.add_argument("--max-model-len", type=_context)
+    parser.add_argument("--max-num-seqs", type=positive)
     parser.add_argument("--gpu-memory-utilization", type=fraction)
     parser.add_argument("--max-num-batched-tokens", type=_length)
     parser.add_argument("--kv-cache-dtype")
-    parser.add_argument("--speculative-config", "-sc")
-    parser.add_argument("--limit-mm-per-prompt", type=_limits, default={})
+    parser.add_argument("--speculative-config", "-sc", type=_object)
+    parser.add_argument("--limit-mm-per-prompt", type=_object, default={})
     parser.add_argument("--language-model-only", action="store_true")
     parser.add_argument("--served-model-name")
     parser.add_argument("--dtype")
@@ -245,6 +248,7 @@ def make_plan(
         SeriesError: it cannot be; what would fit is named.
     """
     flags = read_flags(words)
+    copies = flags.pipeline_parallel_size * flags.data_parallel_size
     images, auto = flags.limit_mm_per_prompt, flags.max_model_len == AUTO
     none = images.get("image") == 0 == images.get("video")
     wide = {"float32": 4.0}.get(flags.dtype or "", width)
@@ -254,6 +258,7 @@ def make_plan(
         min(cards) if cards else read_memory(),
         max(1, len(cards)),
         tensor_parallel=flags.tensor_parallel_size or 1,
+        stages=flags.pipeline_parallel_size,
         context=model.context if auto else flags.max_model_len or model.context,
         concurrency=concurrency,
         drafts=drafts,
@@ -269,7 +274,7 @@ def make_plan(
         # The fewest cards that do; the model card has two.
         for parallel in sizing.TENSOR_PARALLEL:
             wider = replace(plan, tensor_parallel=parallel)
-            if parallel <= len(cards) and wider.is_easy:
+            if parallel * copies <= len(cards) and wider.is_easy:
                 plan = wider
                 break
     if auto and not plan.is_easy:
@@ -277,11 +282,15 @@ def make_plan(
     if plan.context > model.context:
         what = f"--max-model-len {plan.context} is more than the model's {model.context}"
         raise Exit.USAGE(what, "lower it")
-    if plan.tensor_parallel > plan.cards:
-        what = f"--tensor-parallel-size {plan.tensor_parallel} with {len(cards)} card"
-        raise Exit.USAGE(f"{what}{'' if len(cards) == 1 else 's'}", "lower it")
+    if plan.tensor_parallel * copies > plan.cards:
+        what = f"--tensor-parallel-size {plan.tensor_parallel}"
+        if copies > 1:
+            what += f" times {copies} of pipeline and data parallel"
+        what += f" with {len(cards)} card{'' if len(cards) == 1 else 's'}"
+        raise Exit.USAGE(what, "lower it; more machines: docs/use/two-machines.md")
     if not plan.is_possible:
-        where = f"{plan.tensor_parallel} of {len(cards)} cards" if cards else "this memory"
+        used = plan.tensor_parallel * plan.stages
+        where = f"{used} of {len(cards)} cards" if cards else "this memory"
         todo = f"what would fit: {', or '.join(sizing.alternatives(plan))}"
         raise Exit.USAGE(f"{where} cannot hold {plan.describe()}", todo)
     return plan

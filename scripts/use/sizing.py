@@ -92,6 +92,8 @@ class Plan:
     Args:
         card: bytes of the smallest card.
         cards: how many there are.
+        stages: of a pipeline, each with as many layers; each is counted with the vision encoder
+            and the draft layer, which one of them has.
         weight_scale: bytes in memory for one in the files; 2 for bf16 files in float32.
         is_cpu: whether `card` is a machine's memory.
     """
@@ -100,6 +102,7 @@ class Plan:
     card: float
     cards: int = 1
     tensor_parallel: int = 1
+    stages: int = 1
     context: int = 0
     concurrency: int = 1
     drafts: bool = True
@@ -120,7 +123,7 @@ class Plan:
     def weights(self) -> float:
         """Bytes of weights on each card."""
         model = self.model
-        split = model.text + (0 if self.text_only else model.vision)
+        split = model.text / self.stages + (0 if self.text_only else model.vision)
         split += model.draft if self.drafts else 0
         whole = model.draft_fc if self.drafts else 0
         return self.weight_scale * (split / self.tensor_parallel + whole)
@@ -134,7 +137,7 @@ class Plan:
         # Fewer heads than cards are copied.
         heads = max(1, model.kv_heads / self.tensor_parallel)
         of_layer = 2 * heads * model.head_dim * self.kv_bits / 8
-        return held * of_layer * (65 / 64 if self.drafts else 1)
+        return held / self.stages * of_layer * (65 / 64 if self.drafts else 1)
 
     @property
     def needed(self) -> float:
@@ -144,7 +147,7 @@ class Plan:
     @property
     def is_possible(self) -> bool:
         """Whether weights and KV cache alone fit: if not, vLLM cannot start either."""
-        return self.needed <= self.budget and self.tensor_parallel <= self.cards
+        return self.needed <= self.budget and self.tensor_parallel * self.stages <= self.cards
 
     @property
     def is_easy(self) -> bool:

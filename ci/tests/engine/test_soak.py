@@ -32,6 +32,19 @@ def should_do_global_cleanup_after_test() -> bool:
     return False
 
 
+@pytest.mark.long
+def test_short_soak() -> None:
+    run = soak.soak(2026, COUNT, short=True)
+    assert run.report.count == COUNT
+    assert not run.report.faults, "\n".join(fault.show(2026) for fault in run.report.faults[:5])
+    assert not run.wrong, "\n".join(run.wrong)
+    assert len(run.rows) == soak.WINDOWS
+    assert sum(run.rows[0]["probes"]) > 0
+    # It is known from the inside, in both processes.
+    assert run.rows[-1]["objects"] > 100_000
+    assert run.rows[-1]["tensors"] > 100_000
+
+
 class Plant(soak.Prepare):
     """In the server's processes: a list that grows, a block that is not freed, a lost request."""
 
@@ -113,6 +126,14 @@ def test_a_short_run_has_wider_limits() -> None:
     assert soak.judge(make_rows(objects=4, tensors=8_000, resident=2e5), short=True) == []
     found = soak.judge(make_rows(objects=100, tensors=30_000), short=True)
     assert [text.split()[0] for text in found] == ["objects", "tensors"]
+
+
+@pytest.mark.parametrize("at", [3, 6, 9])
+def test_a_library_that_is_loaded_late_is_no_growth_of_a_short_run(at: int) -> None:
+    rows = make_rows(objects=4)
+    for row in rows[at:]:
+        row["objects"] += 1e6
+    assert soak.judge(rows, short=True) == []
 
 
 @pytest.mark.parametrize(

@@ -627,7 +627,7 @@ def test_there_is_a_loopback_and_no_network(tmp_path: Path) -> None:
     connect = "socket.create_connection(s.getsockname(), 5)\nprint(sys.argv[1])\n"
     names = "print(sorted(set(os.environ) - {'LC_CTYPE', 'PWD', 'SHLVL', '_'}))\n"
     bundle = script(tmp_path, f"{listen}{connect}{names}print({ANSWER!r})")
-    lines, _ = proof.without_network(bundle, tmp_path / "folder")
+    lines, _ = proof.without_network(bundle, tmp_path / "folder", asks=True)
     said = ["network: Network is unreachable", "engine", "['HOME', 'PATH']"]
     assert lines == [*said, *ANSWER.splitlines()]
 
@@ -642,4 +642,28 @@ def test_there_is_a_loopback_and_no_network(tmp_path: Path) -> None:
 )
 def test_what_is_no_answer_is_an_error(body: str, said: str, tmp_path: Path) -> None:
     with failing(Exit.FAILED, said):
-        proof.without_network(script(tmp_path, body), tmp_path / "folder")
+        proof.without_network(script(tmp_path, body), tmp_path / "folder", asks=True)
+
+
+PROGRAMS = """
+folder = Path(sys.argv[1], "bin")
+folder.mkdir(parents=True)
+(folder / "python").write_text("#!/bin/sh\\n" + {text!r})
+(folder / "python").chmod(0o755)
+print(sys.argv[2:])
+"""
+LOADED = "registered: vllm.model_executor.models.exaone4_5_mtp Exaone4_5_MTP"
+
+
+def test_a_bundle_for_cards_is_installed_and_loaded(tmp_path: Path) -> None:
+    bundle = script(tmp_path, PROGRAMS.format(text=f"touch ~/.cache; echo {LOADED}"))
+    lines, _ = proof.without_network(bundle, tmp_path / "folder", asks=False)
+    away = "network: Network is unreachable"
+    assert lines == [away, "['--no-demo']", away, LOADED]
+
+
+@pytest.mark.parametrize("text", ["echo registered: none", f"echo {LOADED}; exit 1"])
+def test_a_bundle_for_cards_that_does_not_load_is_an_error(text: str, tmp_path: Path) -> None:
+    bundle = script(tmp_path, PROGRAMS.format(text=text))
+    with failing(Exit.FAILED, "without a network: "):
+        proof.without_network(bundle, tmp_path / "folder", asks=False)

@@ -155,11 +155,17 @@ def leave_unfinished(folder: Path) -> None:
     part.write_bytes(b"")
 
 
+def leave_pipe(folder: Path) -> None:
+    (folder / FIRST).unlink()
+    os.mkfifo(folder / FIRST)
+
+
 NORM = "model.language_model.norm.weight"
 # How it is broken, and the one line that says so: what, where, and what next.
 BROKEN: dict[str, tuple[Change, str]] = {
     "cut off": (cut, rf"{SECOND}: it is cut off: 1000000 bytes of \d+; download it again"),
     "a git-lfs pointer": (leave_pointer, f"{FIRST}: this is a git-lfs pointer, its 4523432 bytes"),
+    "a pipe": (leave_pipe, f"{FIRST}: it is a pipe, which has no end to read; copy the file"),
     "no safetensors": (
         lambda folder: (folder / FIRST).write_bytes(b"<html>Not found</html>"),
         f"{FIRST}: it has 22 bytes, which is no header of a safetensors file; download",

@@ -136,6 +136,11 @@ def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--max-model-len long", "is no number of tokens"),
         ("--max-model-len 0", "is no number of tokens"),
         ("--tensor-parallel-size 0", "'0' is not 1 or more"),
+        ("--pipeline-parallel-size 0", "'0' is not 1 or more"),
+        ("--max-num-seqs 0", "'0' is not 1 or more"),
+        ("--pipeline-parallel-size 2", "1 times 2 of pipeline and data parallel with 1 card"),
+        ("-pp 2 -dp 2", "1 times 4 of pipeline and data parallel with 1 card"),
+        ("--speculative-config {method:mtp}", "is no object of JSON"),
         ("--gpu-memory-utilization 5", "'5' is not above 0"),
         ("--limit-mm-per-prompt {image:1}", "is no object of JSON"),
         ("--limit-mm-per-prompt []", "is no object of JSON"),
@@ -152,6 +157,20 @@ def test_cards_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "read_memory", lambda: 160 * GIB)
     with failing(Exit.USAGE, "--tensor-parallel-size 3 with 0 cards; lower it"):
         plan(BF16, [], "-tp", "3")
+
+
+def test_stages_take_cards_and_hold_a_part() -> None:
+    two, four = [H100] * 2, [H100] * 4
+    staged = plan(BF16, two, "-pp", "2")
+    assert staged.tensor_parallel == 1
+    assert staged.kv() == plan(BF16, [H200]).kv() / 2
+    text, rest = BF16.text, BF16.vision + BF16.draft + BF16.draft_fc
+    assert staged.weights == text / 2 + rest
+    assert plan(BF16, four, "-pp", "2", "-tp", "2").weights < staged.weights
+    # Two times two ranks of data parallel.
+    assert plan(BF16, four, "-dp", "2").tensor_parallel == 2
+    with failing(Exit.USAGE, "2 of 2 cards cannot hold"):
+        plan(BF16, [30 * GIB] * 2, "-pp", "2")
 
 
 def test_a_length_that_vllm_chooses() -> None:
