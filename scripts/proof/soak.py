@@ -419,7 +419,7 @@ class Soak(stress.Run):
         }
 
 
-def soak(seed: int, count: int, *, short: bool = False) -> Soak:
+def run_requests(seed: int, count: int, *, short: bool = False) -> Soak:
     """Run `count` requests of a seed. vLLM is imported once, before the servers are forked."""
     import vllm.entrypoints.cli.serve  # noqa: F401
 
@@ -441,7 +441,7 @@ def main() -> int:
     engine.set_defaults(cpu=True, quiet=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(args.tree))
-    run = soak(args.seed, args.count)
+    run = run_requests(args.seed, args.count)
     for fault in run.report.faults:
         print(fault.show(args.seed), flush=True)
     for text in run.wrong:

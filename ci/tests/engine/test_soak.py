@@ -34,7 +34,7 @@ def should_do_global_cleanup_after_test() -> bool:
 
 @pytest.mark.long
 def test_short_soak() -> None:
-    run = soak.soak(2026, COUNT, short=True)
+    run = soak.run_requests(2026, COUNT, short=True)
     assert run.report.count == COUNT
     assert not run.report.faults, "\n".join(fault.show(2026) for fault in run.report.faults[:5])
     assert not run.wrong, "\n".join(run.wrong)
@@ -90,7 +90,7 @@ def test_planted_faults_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stress, "PATIENCE", PATIENCE)
     # The block is never free, so every window waits for as long.
     monkeypatch.setattr(soak, "SETTLED", 1.0)
-    run = soak.soak(2026, COUNT, short=True)
+    run = soak.run_requests(2026, COUNT, short=True)
     assert any("KV blocks left" in text for text in run.wrong), run.wrong
     assert any("KV references left" in text for text in run.wrong), run.wrong
     (grows,) = [text for text in run.wrong if text.startswith("objects grow by")]

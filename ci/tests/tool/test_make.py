@@ -2,6 +2,7 @@
 """The Makefile from end to end, the settings that it keeps, doctor and the clean targets."""
 
 import fcntl
+import inspect
 import json
 import os
 import re
@@ -32,6 +33,12 @@ def make(
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_verb_is_a_function_of_its_command(verb: str) -> None:
+    """Found by name: another function of that name in its module would be called instead."""
+    inspect.signature(cli.function_of(verb)).bind(object())
 
 
 class Checkout:
