@@ -320,6 +320,8 @@ class Soak(stress.Run):
         await self.drive(server, requests)
         seconds = time.monotonic() - begin
         after = await server.metrics()
+        # Drafts of a request whose client hung up are no probe's.
+        await self.settle(server)
         probes = await self.probe(server)
         left = await self.settle(server)
         found = await self.look(server)

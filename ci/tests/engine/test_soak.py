@@ -32,6 +32,8 @@ def should_do_global_cleanup_after_test() -> bool:
     return False
 
 
+# What pytest records of warnings, it keeps in the processes of the servers too.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.long
 def test_short_soak() -> None:
     run = soak.run_requests(2026, COUNT, short=True)
