@@ -449,5 +449,6 @@ def test_doctor_fails_if_something_is_missing(project: Project, tmp_path: Path) 
     done = project.run("doctor", "--json", env={"PATH": str(tmp_path), "CXX": ""})
     assert done.returncode == Exit.FAILED
     assert "missing C++ compiler: no C++ compiler: g++ is missing" in done.stderr
-    missing = [item["name"] for item in json.loads(done.stdout)["items"] if not item["ok"]]
-    assert missing == ["C++ compiler"]
+    missing = {item["name"] for item in json.loads(done.stdout)["items"] if not item["ok"]}
+    # How full the disk of this machine is, is another test's.
+    assert missing - {"disk"} == {"C++ compiler"}
