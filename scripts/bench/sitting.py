@@ -9,10 +9,11 @@ Workloads: what the card can do (bench.floor), one call of the vision encoder by
 plots, by patches (bench.tower), its attention alone (bench.attention), the time to the first token
 by picture and requests of texts and pictures a second (bench.first_token), tokens per second
 without drafts and with three that are right after 100, 70 and 0 % of the tokens, every token
-checked, and single prompts up to what the memory holds (bench.mtp). --peer may be given several
-times, each a FOLDER as gpu.host lays it out. First the series and the first peer, in turn, then
-the other peers, then what is for plots alone; with --passes 2 all of it once more the other way
-round. A run whose result is in OUT is not repeated, so a sitting that was cut off goes on.
+checked, the same with the draft head in FP8 and of fewer tokens, and single prompts up to what the
+memory holds (bench.mtp). --peer may be given several times, each a FOLDER as gpu.host lays it out.
+First the series and the first peer, in turn, then what is for plots alone, then the other peers;
+with --passes 2 all of it once more the other way round. A run whose result is in OUT is not
+repeated, so a sitting that was cut off goes on.
 
 OUT/sitting.json has all figures, and tables for docs/evidence/data. With --merge several such
 files, each of one card, become one: no two of them may have the same table.
@@ -39,6 +40,7 @@ from . import floor
 from .dims import TEXT_CONFIG, make_config
 
 PICTURES = ["224", "448", "672", "1024", "1792", "8 x 448"]
+PROFILED = ["224", "1024", "1792"]
 SIZES = [0, 224, 448, 672, 1024, 1792]
 BATCHES = [1, 8, 32, 64, 128]
 SHARES = [0.0, 0.3, 1.0]
@@ -48,11 +50,22 @@ COST = [f"{n} patches" for n in floor.PATCHES] + [f"{n} x 224" for n in floor.CO
 MADE = ("result.json", "plain.json", "mtp.json")
 # Of all sequences: more than this the KV cache of 80 GiB does not hold beside the weights.
 MOST_TOKENS = 20480
-CORE = ["floor", "plain", "mtp", "tower", "first-token", "attention"]
+VOCAB = 32768
+FP8_HEAD = {"draft_lm_head_quantization": "fp8"}
+# The series' draft heads: what its rows are called, and the options.
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mtp-fp8": ("draft head in FP8", FP8_HEAD),
+    "mtp-vocab": (f"drafts of {VOCAB} tokens", {"draft_vocab": VOCAB}),
+    "mtp-both": (f"drafts of {VOCAB} tokens in FP8", FP8_HEAD | {"draft_vocab": VOCAB}),
+}
+CORE = ["floor", "plain", "mtp", *HEADS, "tower", "first-token", "attention"]
 REST = ["cost", "context", "long"]
 WORKLOADS = [*CORE, *REST]
-ALONE = ("floor", "attention")
+ALONE = ("floor", "attention", *HEADS)
 SERIES = "series"
+# What a variant of the encoder is called in the tables.
+VARIANTS = {"eager": "no graphs", "graphs": "the default", "plain": ""}
+VARIANTS |= {"compiled": "compile_mm_encoder", "compiled graphs": "compile_mm_encoder"}
 LIMIT = 420  # seconds of one run
 ENGINE: dict[str, Any] = {"gpu_memory_utilization": 0.92, "max_num_batched_tokens": 8192}
 # 0.33.0 with drafts has no memory for one request of 16384 tokens beside 128 sequences' graphs.
@@ -105,6 +118,8 @@ def arguments(workload: str, who: str, args: argparse.Namespace, out: Path) -> l
         if args.tiny:
             variants, pictures = ["plain"], ["1 x 1"]
         words = ["bench.tower", "--out", result, *tiny, "--pictures", *pictures]
+        if workload == "tower" and not (peer or args.tiny):
+            words += ["--profile", *PROFILED]
         return [*words, "--variants", *variants, *(peer + folder if peer else [])]
     if workload == "first-token":
         words = ["bench.first_token", "--out", str(out), "--name", "result", *folder, *peer, *tiny]
@@ -113,7 +128,7 @@ def arguments(workload: str, who: str, args: argparse.Namespace, out: Path) -> l
         options = ["--engine-options", json.dumps(best)] if peer and not args.tiny else []
         mixed = ["--mixed", "4" if args.tiny else "64"]
         return [*words, "--sizes", *sizes, *mixed, *options]
-    mode = "mtp" if workload == "mtp" else "plain"
+    mode = "mtp" if workload.startswith("mtp") else "plain"
     words = ["bench.mtp", "--out", str(out), "--mode", mode, *folder, *peer, *tiny]
     words += ["--drafts", str(DRAFTS), "--repeats", str(args.repeats), "--warm-ups", "1"]
     if workload in ("context", "long"):
@@ -129,10 +144,16 @@ def arguments(workload: str, who: str, args: argparse.Namespace, out: Path) -> l
     words += ["--tokens", str(tokens), "--prompt-tokens", str(PROMPT)]
     words += ["--warm-up-tokens", str(min(64, tokens))]
     words += ["--most-tokens", str(MOST_TOKENS), "--max-num-seqs", str(max(BATCHES))]
-    if mode == "mtp":
-        words += ["--wrong", *map(str, SHARES), "--wrong-tokens", str(min(96, tokens))]
-    if not args.tiny:
-        words += ["--profile-batch-sizes", "32"]
+    if workload in HEADS:
+        head = dict(HEADS[workload][1])
+        if "draft_vocab" in head:
+            head["draft_vocab"] = 256 if args.tiny else VOCAB
+            words += ["--chain", str(head["draft_vocab"])]
+        words += ["--speculative-options", json.dumps(head)]
+    elif who in names(args)[:2]:
+        if mode == "mtp":
+            words += ["--wrong", *map(str, SHARES), "--wrong-tokens", str(min(96, tokens))]
+        words += [] if args.tiny else ["--profile-batch-sizes", "32"]
     words += ["--batch-sizes", *map(str, [1, 3] if args.tiny else BATCHES)]
     return [*words, "--engine-options", json.dumps({} if args.tiny else ENGINE)]
 
@@ -144,7 +165,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     rest = [w for w in args.workloads if w in REST]
     runs = []
     for number in range(args.passes):
-        for workloads, some in ((core, every[:2]), (core, every[2:]), (rest, every)):
+        for workloads, some in ((w, some) for some in (every[:2], every[2:]) for w in (core, rest)):
             for workload in workloads:
                 for who in some if number % 2 == 0 else some[::-1]:
                     if who == SERIES or workload not in ALONE:
@@ -269,6 +290,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def figures(found: dict[str, Any]) -> dict[str, Any]:
     """Medians and spreads of all passes together."""
     result: dict[str, Any] = {name: {} for name in ("encoder", "cost", "first_token", "mixed")}
+    result["kernels"] = {}
     result |= {name: {} for name in ("decode", "contexts", "profiles", "start", "attention")}
     for workload, name in (("tower", "encoder"), ("cost", "cost")):
         for who, passes in found.get(workload, {}).items():
@@ -282,6 +304,9 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
                     )
                     for picture in rows[0]
                 }
+                for picture, row in rows[0].items():
+                    if "profile" in row:
+                        result["kernels"][f"{picture}, {variant}"] = row["profile"]
     for who, passes in found.get("first-token", {}).items():
         rows = [one["first_token"] for one in passes]
         result["first_token"][who] = {
@@ -291,7 +316,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
         if mixed := [one["mixed"] for one in passes if one.get("mixed")]:
             result["mixed"][who] = mixed
         result["start"][f"first-token {who}"] = [one["start_seconds"] for one in passes]
-    for mode in ("plain", "mtp"):
+    for mode in ("plain", "mtp", *HEADS):
         for who, passes in found.get(mode, {}).items():
             rates: dict[str, dict[str, list[float]]] = {}
             for one in passes:
@@ -320,7 +345,7 @@ def key_of(mode: str, wrong: float, who: str) -> str:
 def tokens_a_step(mode: str, wrong: float) -> float:
     """Of one sequence, with drafts that are right after that share of the tokens."""
     right = 1 - wrong
-    return sum(right**i for i in range(DRAFTS + 1)) if mode == "mtp" else 1
+    return 1 if mode == "plain" else sum(right**i for i in range(DRAFTS + 1))
 
 
 def floors(card: dict[str, Any], tokens: int) -> dict[str, dict[str, float]]:
@@ -342,9 +367,7 @@ def tables(result: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
     def title(key: str) -> str:
         who, _, variant = key.partition(", ")
-        words = {"eager": "no graphs", "graphs": "the default", "plain": ""}
-        words |= {"compiled": "compile_mm_encoder", "compiled graphs": "compile_mm_encoder"}
-        return ", ".join(word for word in (names[who], words.get(variant, variant)) if word)
+        return ", ".join(word for word in (names[who], VARIANTS.get(variant, variant)) if word)
 
     def cells(row: dict[str, Any], wanted: list[str], form: str) -> list[str]:
         return [f"{row[p]['median']:{form}}" if p in row else "-" for p in wanted]
@@ -355,6 +378,16 @@ def tables(result: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
             [title(key), *cells(row, pictures, ".3g")] for key, row in result.get(name, {}).items()
         ]:
             made[name] = {"columns": ["ms a call", *pictures], "rows": rows}
+    if kernels := result.get("kernels"):
+        parts = list(next(iter(kernels.values()))["parts"])
+        rows = []
+        for key, found in kernels.items():
+            numbers = [f"{found['parts'][part]:.2f}" for part in parts]
+            picture, _, variant = key.partition(", ")
+            name = f"{picture}, {VARIANTS.get(variant, variant)}"
+            rows.append([name, f"{found['ms']:.2f}", str(found["launches"]), *numbers])
+        made["kernels"] = {"columns": ["GPU ms of one call", "all", "launches", *parts]}
+        made["kernels"]["rows"] = rows
     if result.get("first_token"):
         heads = ["128 text tokens" if size == 0 else str(size) for size in SIZES]
         rows = []
@@ -409,10 +442,12 @@ def tables(result: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 def decode_rows(result: dict[str, Any], names: dict[str, str]) -> list[list[str]]:
     """Tokens a second by sequences, the floor below those that share it."""
     rows = []
-    groups = [("plain", 0.0), *(("mtp", share) for share in SHARES)]
+    groups = [("plain", 0.0), ("mtp", 0.0), *((head, 0.0) for head in HEADS)]
+    groups += [("mtp", share) for share in SHARES[1:]]
     for mode, wrong in groups:
         text = "no drafts" if mode == "plain" else f"{DRAFTS} drafts"
         text += f", {1 - wrong:.0%} right" if wrong else ""
+        text += f", {HEADS[mode][0]}" if mode in HEADS else ""
         every = {who: result.get("decode", {}).get(key_of(mode, wrong, who)) for who in names}
         every = {who: row for who, row in every.items() if row}
         limits = result.get("floor", {}).get(key_of(mode, wrong, "").strip())
@@ -453,7 +488,7 @@ def summarize(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         titles[who] = f"series on {version}" if who.startswith("series-") else version
     wrong = {
         f"{workload} {who}": one["wrong_tokens"]
-        for workload in ("plain", "mtp", "context", "long")
+        for workload in ("plain", "mtp", *HEADS, "context", "long")
         for who, passes in found.get(workload, {}).items()
         for one in passes
     }

@@ -258,7 +258,14 @@ def profile(encoder: Encoder, grids: Grids, args: argparse.Namespace) -> dict[st
             length = (event.time_range.end - event.time_range.start) / 1000
             kernels.setdefault(event.name[:90], []).append(length)
     rows = sorted(((sum(v), len(v), k) for k, v in kernels.items()), reverse=True)
+    parts = dict.fromkeys(("products", "attention", "the rest"), 0.0)
+    for ms, _, name in rows:
+        # FlashAttention's kernels have the name of the library of products, too.
+        attends = any(word in name.lower() for word in ("flash", "attention", "attn", "attend"))
+        multiplies = any(word in name for word in ("gemm", "nvjet", "cutlass"))
+        parts["attention" if attends else "products" if multiplies else "the rest"] += ms
     return {
+        "parts": parts,
         "ms": sum(row[0] for row in rows),
         "launches": sum(row[1] for row in rows),
         "kernels": [[round(ms, 3), count, name] for ms, count, name in rows[:14]],

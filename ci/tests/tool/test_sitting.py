@@ -12,6 +12,8 @@ import pytest
 
 from bench import floor, sitting, two_gpus
 
+PEERS = ["series", "peer", "series-0.33.0"]
+
 
 def options(out: Path, **changed: Any) -> argparse.Namespace:
     given = {
@@ -66,10 +68,27 @@ def test_what_is_worth_most_runs_first(tmp_path: Path) -> None:
         *((w, who) for w in ("plain",) for who in ("series", "peer")),
         ("attention", "series"),
         *(("mtp", who) for who in ("series", "peer")),
+        *(("context", who) for who in ("series", "peer")),
         *(("plain", who) for who in others),
         *(("mtp", who) for who in others),
-        *(("context", who) for who in ("series", "peer", *others)),
+        *(("context", who) for who in others),
     ]
+    # Of the others all drafts are right, and nothing is traced.
+    words = {w: sitting.arguments("mtp", w, options(tmp_path, peer=peers), tmp_path) for w in PEERS}
+    assert ["--wrong" in words[who] for who in PEERS] == [True, True, False]
+    assert ["--profile-batch-sizes" in words[who] for who in PEERS] == [True, True, False]
+
+
+def test_a_draft_head_has_the_options_of_its_row(tmp_path: Path) -> None:
+    args = options(tmp_path, workloads=["mtp-fp8", "mtp-vocab", "mtp-both"])
+    assert sitting.plan(args) == [(head, "series", 0) for head in args.workloads]
+    for head in args.workloads:
+        words = sitting.arguments(head, "series", args, tmp_path)
+        assert words[words.index("--mode") + 1] == "mtp"
+        given = json.loads(words[words.index("--speculative-options") + 1])
+        assert ("draft_lm_head_quantization" in given) == (head != "mtp-vocab")
+        # A draft layer of the first tokens alone is right only where the answer has no others.
+        assert ("--chain" in words) == ("draft_vocab" in given) == (head != "mtp-fp8")
 
 
 @pytest.fixture
@@ -167,7 +186,10 @@ def test_the_programs_options_are_theirs(tmp_path: Path) -> None:
 def test_figures_become_tables(tmp_path: Path) -> None:
     args = options(tmp_path)
     card = {"device": "a card", "copy_tb_s": 2.0, "read_tb_s": 3.0, "bf16_tflop_s": 700.0}
-    towers = {"pictures": {p: {"all": [3.0, 1.0, 2.0]} for p in sitting.PICTURES}}
+    pictures: dict[str, Any] = {p: {"all": [3.0, 1.0, 2.0]} for p in sitting.PICTURES}
+    parts = {"products": 1.25, "attention": 0.5, "the rest": 0.0}
+    pictures["1792"]["profile"] = {"ms": 1.75, "launches": 9, "parts": parts}
+    towers = {"pictures": pictures}
     first = {str(s): {"all": [30.0, 10.0, 20.0]} for s in sitting.SIZES}
     one = {"requests_per_second": 5.0, "prompt_tokens_per_second": 900.0, "tokens_per_second": 300}
     contexts = [{"prompt_tokens": 8192, "first_token_ms": 1000.0, "milliseconds_per_step": 24.0}]
@@ -183,6 +205,7 @@ def test_figures_become_tables(tmp_path: Path) -> None:
         "plain-series-0": rates("series", 10.0),
         "plain-peer-0": rates("peer", 5.0),
         "mtp-series-0": rates("series", 40.0, wrong=2),
+        "mtp-fp8-series-0": rates("series", 44.0),
         "context-series-0": {"versions": {}, "contexts": contexts, "wrong_tokens": 1},
     }
     made["mtp-series-0"]["rates"] += rates("series", 20.0, share=0.3)["rates"][:2]
@@ -194,6 +217,8 @@ def test_figures_become_tables(tmp_path: Path) -> None:
     assert report["encoder"]["series, graphs"]["448"] == {"median": 2.0, "min": 1.0, "max": 3.0}
     tables = report["tables"]
     assert tables["encoder"]["rows"] == [["series, the default", *["2"] * 6]]
+    row = ["1792, the default", "1.75", "9", "1.25", "0.50", "0.00"]
+    assert tables["kernels"]["rows"] == [row]
     assert tables["first-token"]["rows"] == [["0.33.0, cudagraph_mm_encoder", *["20.0"] * 6]]
     assert tables["mixed"]["rows"] == [["0.33.0", "5.00", "900", "300"]]
     limit = 3e12 / floor.step_bytes(1, 192, 0)
@@ -206,13 +231,15 @@ def test_figures_become_tables(tmp_path: Path) -> None:
         "no drafts: floor",
         "3 drafts: series",
         "3 drafts: floor",
+        "3 drafts, draft head in FP8: series",
         "3 drafts, 70% right: series",
         "3 drafts, 70% right: floor",
     ]
     # Four tokens a step; 1 + 0.7 + 0.49 + 0.343 of them where 70 % are right.
     assert rows[3][1].startswith("41.0 (97.6;")
-    assert rows[5][1].startswith(f"21.0 ({2533 / 21:.1f};")
-    assert rows[5][3] == "-"
+    assert rows[5][1] == f"45.0 ({4000 / 45:.1f})"
+    assert rows[6][1].startswith(f"21.0 ({2533 / 21:.1f};")
+    assert rows[6][3] == "-"
     least = floor.prefill_flops(8192) / 700e12 * 1000
     share = f"{100 * least / 1000:.0f}%"
     assert tables["prefill"]["rows"] == [["series", "8192", "1000", share, "24.00"]]
