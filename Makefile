@@ -18,18 +18,20 @@ given = $(if $(filter command environment,$(firstword $(origin $(1)))),$(2) '$(s
 COMMON = --base '$(BASE)' --build-dir '$(BUILD_DIR)'
 BASES = $(notdir $(patsubst %/,%,$(dir $(wildcard patches/*/base.toml))))
 CHECKED = $(if $(filter command environment,$(firstword $(origin BASE))),'$(BASE)',$(BASES))
-FETCH = $(call given,SOURCE,--source) $(call given,SOURCES,--sources)
+FETCH = $(call given,SOURCE,--source) $(call given,SOURCES,--sources) $(call given,PYTHON,--python)
 BUILD = $(FETCH) $(call given,DEVICE,--device) $(call given,KERNELS,--kernels) \
   $(call given,CUDA_ARCHS,--cuda-archs) $(call given,TORCH_INDEX,--torch-index) \
-  $(call given,KERNEL_CACHE,--kernel-cache) $(call given,PYTHON,--python)
+  $(call given,KERNEL_CACHE,--kernel-cache)
 
 export PYTHONPATH := $(CURDIR)/scripts
+# PYTHON= empty is what forgets it.
+interpreter = $(or $(PYTHON),python3)
 # The tool needs the standard library alone. -B: no byte code in the checkout.
-SERIES = command -v '$(PYTHON)' >/dev/null || { \
-  echo 'error: $(PYTHON) is not installed; apt-get install python3, or set PYTHON=' >&2; exit 1; }; \
-  test "$$('$(PYTHON)' -ISc 'print(6 * 7)' 2>/dev/null)" = 42 || { \
-  echo 'error: $(PYTHON) is no Python 3; set PYTHON= to one of 3.10 to 3.13' >&2; exit 2; }; \
-  '$(PYTHON)' -B -m series
+SERIES = command -v '$(interpreter)' >/dev/null || { \
+  echo 'error: $(interpreter) is not installed; apt-get install python3, or set PYTHON=' >&2; exit 1; }; \
+  test "$$('$(interpreter)' -ISc 'print(6 * 7)' 2>/dev/null)" = 42 || { \
+  echo 'error: $(interpreter) is no Python 3; set PYTHON= to one of 3.10 to 3.13' >&2; exit 2; }; \
+  '$(interpreter)' -B -m series
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -133,7 +133,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--wait", type=float, default=600.0, help="seconds to wait for another command (600)"
     )
-    settings.add_arguments(parser, settings.SOURCE)
+    settings.add_arguments(parser, settings.COMMON)
     module = importlib.import_module(VERBS[name].module)
     if hasattr(module, "add_arguments"):
         module.add_arguments(name, parser)

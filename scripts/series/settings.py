@@ -23,9 +23,11 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-SOURCE = {
+# Of every verb.
+COMMON = {
     "SOURCE": Setting("where the pinned source comes from", "archive", ("archive", "git")),
     "SOURCES": Setting("folder with a copy of the pinned files"),
+    "PYTHON": Setting("interpreter of the tool and of the engine"),
 }
 BUILD = {
     "DEVICE": Setting("what the engine runs on", "auto", ("auto", "cpu", "cuda")),
@@ -35,7 +37,6 @@ BUILD = {
     "CUDA_ARCHS": Setting("for KERNELS=source: 9.0, or a list"),
     "TORCH_INDEX": Setting("index (or folder) with torch's CPU build"),
     "KERNEL_CACHE": Setting("folder of the compiled kernels (kernels in the build folder)"),
-    "PYTHON": Setting("interpreter of the tool and of the engine"),
 }
 
 
@@ -61,13 +62,13 @@ def read(paths: Paths) -> dict[str, str]:
     found = (re.fullmatch(r"([A-Z_]+) \?= (.*)", line) for line in lines)
     plain = {m[1]: m[2].replace("$$", "$").replace("\\#", "#") for m in found if m}
     for name, value in plain.items():
-        choices = (SOURCE | BUILD)[name].choices if name in SOURCE | BUILD else ()
+        choices = (COMMON | BUILD)[name].choices if name in COMMON | BUILD else ()
         if choices and value not in choices:
             raise Exit.USAGE(
                 f"{paths.settings} says {name}={value}",
                 f"it is one of {', '.join(choices)}: give it again",
             )
-    return {name: value for name, value in plain.items() if name in SOURCE | BUILD}
+    return {name: value for name, value in plain.items() if name in COMMON | BUILD}
 
 
 def resolve(args: argparse.Namespace, paths: Paths, *, keep: bool) -> None:
@@ -77,7 +78,7 @@ def resolve(args: argparse.Namespace, paths: Paths, *, keep: bool) -> None:
     """
     kept = read(paths)
     given: dict[str, str] = {}
-    for name, setting in (SOURCE | BUILD).items():
+    for name, setting in (COMMON | BUILD).items():
         key = name.lower()
         value = getattr(args, key, None)
         if value is not None:

@@ -42,7 +42,9 @@ def make(paths: Paths, name: str) -> Path:
     stamp = folder / ".built"
 
     def built() -> bool:
-        return stamp.is_file() and stamp.read_text(encoding="utf-8") == want
+        # A copy of a build folder can have lost what the link leads to.
+        whole = stamp.is_file() and (folder / "bin/python").is_file()
+        return whole and stamp.read_text(encoding="utf-8") == want
 
     if built():
         return folder

@@ -221,6 +221,14 @@ def test_python_is_kept(build: str, checkout: Checkout, tmp_path: Path) -> None:
     done = checkout.make("status", where)
     assert done.returncode and "#1 of $HOME is not installed" in done.stderr
     assert "used" not in checkout.make("status", where, "PYTHON=python3").stderr
+    # Empty forgets it, as of every setting.
+    checkout.ok("configure", where, "PYTHON=")
+    assert "PYTHON" not in checkout.ok("status", where)
+
+
+def test_python_is_kept_by_what_needs_no_build(checkout: Checkout) -> None:
+    checkout.ok("apply", f"SOURCES={checkout.toy.sources}", f"PYTHON={sys.executable}")
+    assert f"PYTHON ?= {sys.executable}\n" in checkout.kept
 
 
 def test_settings_are_written_by_one_command_at_a_time(project: Project) -> None:

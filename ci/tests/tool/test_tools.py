@@ -23,7 +23,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run(argv: list[str | Path], paths: Paths, what: str, hint: str) -> None:
         if "venv" in argv:
-            Path(argv[-1]).mkdir(parents=True)
+            (Path(argv[-1]) / "bin").mkdir(parents=True)
+            (Path(argv[-1]) / "bin/python").touch()
             found.append(str(argv[0]))
 
     monkeypatch.setattr(tools, "_run", run)
@@ -46,11 +47,16 @@ def test_an_environment_is_made_again_for_another_python_or_lock(
     monkeypatch.setattr(sys, "executable", str(other))
     tools.make(paths, "tools")
     assert built[-1] == os.path.realpath("/bin/sh")
+    # A copy of the folder whose link leads nowhere.
+    (paths.build / "tools/bin/python").unlink()
+    (paths.build / "tools/bin/python").symlink_to(tmp_path / "gone")
+    tools.make(paths, "tools")
+    assert len(built) == 4
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks/tools.txt").write_text("other==1\n")
     monkeypatch.setattr(tools, "LOCKS", tmp_path / "locks")
     tools.make(paths, "tools")
-    assert len(built) == 4
+    assert len(built) == 5
     assert (paths.build / "CACHEDIR.TAG").is_file()
 
 
