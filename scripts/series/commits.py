@@ -108,7 +108,14 @@ def exported(repo: Path) -> list[bytes]:
         )
     with tempfile.TemporaryDirectory(dir=repo / ".git") as folder:
         git(repo, "format-patch", "--quiet", *FORMAT, "-o", folder, "base..HEAD")
-        return [path.read_bytes() for path in sorted(Path(folder).iterdir())]
+        mails = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
+    if b"" in mails:
+        commits = git(repo, "log", "--reverse", "--format=%h (%s)", "base..HEAD").split("\n")
+        raise Exit.PATCH(
+            f"the commit {commits[mails.index(b'')]} changes nothing, a patch cannot be empty",
+            "git rebase -i base, and delete its line",
+        )
+    return mails
 
 
 def apply_patches(repo: Path, patches: dict[str, bytes]) -> None:

@@ -163,9 +163,11 @@ def _refuse_lost_patches(
             continue
         if applied is None and _committed(base.patch(name)):
             continue
+        # Committed as it is, git checkout has no other: it came with a commit or a checkout.
+        restore = f"see {LOCAL_EDITS}" if _committed(base.patch(name)) else "with git checkout"
         raise Exit.DIRTY(
             f"{base.patch(name)} was edited since it was applied",
-            "make the edit in the work tree, or restore the file with git checkout",
+            f"make the edit in the work tree, or restore the file {restore}",
         )
 
 

@@ -162,6 +162,27 @@ def test_export_refuses_an_unusable_name(trailers: str, says: str, project: Proj
     assert project.snapshot() == before
 
 
+def test_export_names_a_commit_that_changes_nothing(project: Project) -> None:
+    git(project.tree, "commit", "-q", "--allow-empty", "-m", message("Nothing"))
+    before = project.snapshot()
+    done = project.run("export")
+    assert done.returncode == Exit.PATCH
+    short = git(project.tree, "log", "-1", "--format=%h (%s)")
+    assert f"the commit {short} changes nothing" in one_line(done.stderr)
+    assert project.snapshot() == before
+
+
+def test_export_after_the_files_were_taken_back(project: Project) -> None:
+    """git checkout has no other file to restore: the manual says what to do."""
+    amend(project, "Another subject", "add-dos-lines")
+    project.ok("export")
+    git(project.root, "checkout", "-q", ".")
+    done = project.run("export")
+    assert done.returncode == Exit.DIRTY
+    assert "git checkout" not in one_line(done.stderr)
+    assert "workflow.md#local-edits" in done.stderr
+
+
 def test_export_follows_a_reordered_commit(project: Project) -> None:
     dos, second = git(project.tree, "log", "-2", "--format=%H").split()
     git(project.tree, "reset", "-q", "--hard", "HEAD~2")
