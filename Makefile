@@ -174,7 +174,7 @@ soak: build  ## 2000 random requests to one server with drafts; what it holds mu
 two-nodes: build  ## the commands for two machines, in namespaces of this one; needs root (10 minutes)
 	@$(SERIES) two-nodes $(COMMON)
 
-faults: build  ## kill the tool 50 times and servers, fill the disk; as root (half an hour)
+faults: build  ## kill the tool 60 times and servers, fill the disk; as root (half an hour)
 	@$(SERIES) faults $(COMMON) $(FETCH)
 
 train: build  ## train the tiny model from nothing (15 minutes on an H100)
