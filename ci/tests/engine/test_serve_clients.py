@@ -47,6 +47,8 @@ TOOL: Any = {
             "type": "object",
             "properties": {"factor": {"type": "integer", "minimum": 1, "maximum": 9}},
             "required": ["factor"],
+            # guidance, which keeps to the bounds, takes others as JSON Schema does.
+            "additionalProperties": False,
         },
     },
 }
