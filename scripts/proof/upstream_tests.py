@@ -58,6 +58,7 @@ class Choice:
     left_out: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     mended: dict[str, list[str]] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     seconds: int = 300
 
@@ -87,12 +88,21 @@ class Choice:
 
     def mends(self, node: str) -> str:
         """The start of its name in `mended`, or nothing."""
-        starts = [start for starts in self.mended.values() for start in starts]
-        return next((start for start in starts if node.startswith(start)), "")
+        return first(self.mended, node)
+
+    def changes(self, node: str) -> str:
+        """The start of its name in `changed`, or nothing."""
+        return first(self.changed, node)
 
     def reason(self, node: str) -> str:
         """The one of `starts` that a test has, or nothing."""
         return next((start for start in self.starts if node.startswith(start)), "")
+
+
+def first(table: dict[str, list[str]], node: str) -> str:
+    """The start of a test's name that a table of reasons has, or nothing."""
+    every = [start for starts in table.values() for start in starts]
+    return next((start for start in every if node.startswith(start)), "")
 
 
 @dataclass
@@ -128,8 +138,9 @@ def check_choice(choice: Choice, tree: Path) -> None:
     if odd := sorted(want ^ have):
         what = "is not changed by the series" if odd[0] in have else "has no tests"
         raise wrong(f"{FILE}: {odd[0]} {what}", "correct [tests]")
-    mended = [start for starts in choice.mended.values() for start in starts]
-    known = [*choice.files, *choice.left_out, *choice.starts, *mended]
+    tables = (choice.mended, choice.changed)
+    others = [start for table in tables for starts in table.values() for start in starts]
+    known = [*choice.files, *choice.left_out, *choice.starts, *others]
     for name in known:
         if not (tree / file_of(name)).is_file():
             raise wrong(f"{FILE}: there is no {name}", "correct it")
@@ -153,9 +164,12 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
             before == "missing"
             or (before == "failed" and (after == "passed" or node == file_of(node)))
         )
-        mends = choice.mends(node)
+        mends, changes = choice.mends(node), choice.changes(node)
         if mends and (before, after) != ("failed", "passed"):
             found.append(f"{node}: {before} and then {after}, and is in [mended] of {FILE}")
+        elif changes:
+            if (before, after) != ("passed", "failed"):
+                found.append(f"{node}: {before} and then {after}, and is in [changed] of {FILE}")
         elif before != after and not own and not mends:
             found.append(f"{node}: {before} without the series, {after} with it")
         elif after not in ("passed", "missing") and not choice.reason(node):
@@ -403,6 +417,9 @@ def page(bases: list[Base]) -> str:
         for why, starts in choice.mended.items():
             names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
             lines += ["", f"Failed without the series and passed with it, as {why}: {names}."]
+        for why, starts in choice.changed.items():
+            names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
+            lines += ["", f"Passed without the series and failed with it, as {why}: {names}."]
         lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
         for why, starts in choice.reasons.items():

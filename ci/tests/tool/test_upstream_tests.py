@@ -258,6 +258,22 @@ def test_what_the_series_mends(without: Run, with_series: Run, wrong: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("without", "with_series", "wrong"),
+    [
+        (PASSES, FAILS, ""),
+        (PASSES, PASSES, "passed and then passed, and is in [changed]"),
+        (FAILS, FAILS, "failed and then failed, and is in [changed]"),
+        (FAILS, PASSES, "failed and then passed, and is in [changed]"),
+    ],
+)
+def test_what_the_series_changes(without: Run, with_series: Run, wrong: str) -> None:
+    choice = Choice({"vllm/x.py": [FILE]}, changed={"it is refused now": [NODE]})
+    found = judge(choice, [FILE], without, with_series, set())
+    assert len(found) == bool(wrong)
+    assert not wrong or wrong in found[0]
+
+
+@pytest.mark.parametrize(
     ("status", "tests", "log", "said"),
     [
         (1, {"a": "failed"}, "E   Value error, Invalid repository ID or local directory", "lacks"),
