@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,36 +242,20 @@ def test_judging(
     assert not wrong or wrong in found[0]
 
 
+@pytest.mark.parametrize("without", [PASSES, FAILS])
+@pytest.mark.parametrize("with_series", [PASSES, FAILS])
 @pytest.mark.parametrize(
-    ("without", "with_series", "wrong"),
-    [
-        (FAILS, PASSES, ""),
-        (PASSES, PASSES, "passed and then passed, and is in [mended]"),
-        (FAILS, FAILS, "failed and then failed, and is in [mended]"),
-        (PASSES, FAILS, "passed and then failed, and is in [mended]"),
-    ],
+    ("table", "right"), [("mended", (FAILS, PASSES)), ("changed", (PASSES, FAILS))]
 )
-def test_what_the_series_mends(without: Run, with_series: Run, wrong: str) -> None:
-    choice = Choice({"vllm/x.py": [FILE]}, mended={"it works now": [NODE]})
+def test_what_the_series_mends_or_changes(
+    table: str, right: tuple[Run, Run], without: Run, with_series: Run
+) -> None:
+    named: dict[str, Any] = {table: {"why": [NODE]}}
+    choice = Choice({"vllm/x.py": [FILE]}, **named)
     found = judge(choice, [FILE], without, with_series, set())
-    assert len(found) == bool(wrong)
-    assert not wrong or wrong in found[0]
-
-
-@pytest.mark.parametrize(
-    ("without", "with_series", "wrong"),
-    [
-        (PASSES, FAILS, ""),
-        (PASSES, PASSES, "passed and then passed, and is in [changed]"),
-        (FAILS, FAILS, "failed and then failed, and is in [changed]"),
-        (FAILS, PASSES, "failed and then passed, and is in [changed]"),
-    ],
-)
-def test_what_the_series_changes(without: Run, with_series: Run, wrong: str) -> None:
-    choice = Choice({"vllm/x.py": [FILE]}, changed={"it is refused now": [NODE]})
-    found = judge(choice, [FILE], without, with_series, set())
-    assert len(found) == bool(wrong)
-    assert not wrong or wrong in found[0]
+    assert len(found) == ((without, with_series) != right)
+    before, after = without.tests[NODE], with_series.tests[NODE]
+    assert all(f"{before} and then {after}, and is in [{table}]" in line for line in found)
 
 
 @pytest.mark.parametrize(
