@@ -11,7 +11,8 @@ inputs: transformers in bf16, and vLLM in bf16 (float32 with --tiny), through it
 
 Relative error: norm of the difference over the norm of the reference, of the embeddings that the
 vision encoder gives and of the logits of all prompt positions. vLLM may be off by --bar at most,
-and by --ratio times transformers' own error at most.
+and by --ratio times transformers' own error at most. Bytes of pixels are to be normalized on the
+device as on the CPU, to the last bit.
 
 Exit status: 0 within the bars, 1 beyond them.
 """
@@ -318,6 +319,21 @@ def compare_backends(llm: Any, cases: list[Case]) -> dict[str, Any]:
     return dict(errors)
 
 
+def pixels_equal(device: str) -> bool:
+    """Whether every byte of a pixel is normalized there as on the CPU, to the last bit."""
+    from vllm.model_executor.models.exaone4_5_processing import normalize_patches
+
+    patches = torch.arange(256, dtype=torch.uint8).repeat(300, 3)
+    norm = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
+    return all(
+        torch.equal(
+            normalize_patches(patches.to(device), norm * 255, 2, dtype).cpu(),
+            normalize_patches(patches, norm * 255, 2, dtype),
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     difference = norm = 0.0
@@ -356,6 +372,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the rows as a table."""
     for backend, errors in result["engine"]["other_backends"].items():
         print(backend, {name: f"{error:.2e}" for name, error in errors.items()})
+    print("bytes of pixels:", "equal" if result["pixels_equal"] else "NOT EQUAL to the CPU's")
     head = f"{'case':<18} {'what':<7} {'transformers':>12} {'vLLM':>10} {'ratio':>6}"
     print(f"\n{head}  argmax HF/vLLM")
     for row in result["rows"]:
@@ -419,7 +436,7 @@ def main() -> int:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    rows = report(cases, options)
+    rows, pixels = report(cases, options), pixels_equal(device)
     result = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "torch": torch.__version__,
@@ -432,7 +449,8 @@ def main() -> int:
         "ratio": options.ratio,
         "engine": run,
         "rows": rows,
-        "within": all(row["within"] for row in rows),
+        "pixels_equal": pixels,
+        "within": pixels and all(row["within"] for row in rows),
         "seconds": round(time.perf_counter() - started, 1),
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n")

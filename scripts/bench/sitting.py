@@ -11,7 +11,7 @@ by picture and requests of texts and pictures a second (bench.first_token), toke
 without drafts and with three that are right after 100, 70 and 0 % of the tokens, every token
 checked, the same with the draft head in FP8 and of fewer tokens, and single prompts up to what the
 memory holds (bench.mtp). --peer may be given several times, each a FOLDER as gpu.host lays it out.
-First the series and the first peer, in turn, then what is for plots alone, then the other peers;
+First the series and the first peer, in turn, then the other peers, then what is for plots alone;
 with --passes 2 all of it once more the other way round. A run whose result is in OUT is not
 repeated, so a sitting that was cut off goes on.
 
@@ -165,7 +165,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     rest = [w for w in args.workloads if w in REST]
     runs = []
     for number in range(args.passes):
-        for workloads, some in ((w, some) for some in (every[:2], every[2:]) for w in (core, rest)):
+        for workloads, some in ((w, some) for w in (core, rest) for some in (every[:2], every[2:])):
             for workload in workloads:
                 for who in some if number % 2 == 0 else some[::-1]:
                     if who == SERIES or workload not in ALONE:

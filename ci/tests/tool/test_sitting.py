@@ -68,9 +68,9 @@ def test_what_is_worth_most_runs_first(tmp_path: Path) -> None:
         *((w, who) for w in ("plain",) for who in ("series", "peer")),
         ("attention", "series"),
         *(("mtp", who) for who in ("series", "peer")),
-        *(("context", who) for who in ("series", "peer")),
         *(("plain", who) for who in others),
         *(("mtp", who) for who in others),
+        *(("context", who) for who in ("series", "peer")),
         *(("context", who) for who in others),
     ]
     # Of the others all drafts are right, and nothing is traced.
