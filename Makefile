@@ -171,7 +171,7 @@ stress-without: build  ## take fixes out, or those of PATCH=name,name; random re
 soak: build  ## 2000 random requests to one server with drafts; what it holds must not grow (8 minutes)
 	@$(SERIES) soak $(COMMON)
 
-two-nodes: build  ## the commands for two machines, in namespaces of this one; needs root (10 minutes)
+two-nodes: build  ## the commands for two machines, in namespaces of this one; needs root (12 minutes)
 	@$(SERIES) two-nodes $(COMMON)
 
 faults: build  ## kill the tool 60 times and servers, fill the disk; as root (half an hour)

@@ -44,9 +44,8 @@ LOCK = tools.LOCKS / "two-nodes.txt"
 MODEL = "LGAI-EXAONE/EXAONE-4.5-33B"
 WAYS = {"mp": "Without Ray", "ray": "With Ray"}
 """The page's headings."""
-# Processes of each machine. With Ray and two of them the third request is never answered, on a CPU:
-# not found yet why (docs/use/two-machines.md#what-was-not-run).
-TENSOR_PARALLEL = {"mp": (1, 2), "ray": (1,)}
+TENSOR_PARALLEL = (1, 2)
+"""Processes of each machine."""
 FAILURES = ("worker killed", "switched off")
 SEED = 11
 COUNT = 24
@@ -370,7 +369,7 @@ async def run_all(
             single.kill()
         rows = []
         for way in ways:
-            numbers = processes or TENSOR_PARALLEL[way]
+            numbers = processes or TENSOR_PARALLEL
             for number, failure in itertools.product(numbers, failures):
                 # More processes fail no otherwise when their machine does.
                 if number > 1 and failure != failures[0]:
