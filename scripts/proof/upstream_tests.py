@@ -58,7 +58,6 @@ class Choice:
     left_out: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     mended: dict[str, list[str]] = field(default_factory=dict)
-    changed: dict[str, list[str]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     seconds: int = 300
 
@@ -88,21 +87,12 @@ class Choice:
 
     def mends(self, node: str) -> str:
         """The start of its name in `mended`, or nothing."""
-        return first(self.mended, node)
-
-    def changes(self, node: str) -> str:
-        """The start of its name in `changed`, or nothing."""
-        return first(self.changed, node)
+        every = [start for starts in self.mended.values() for start in starts]
+        return next((start for start in every if node.startswith(start)), "")
 
     def reason(self, node: str) -> str:
         """The one of `starts` that a test has, or nothing."""
         return next((start for start in self.starts if node.startswith(start)), "")
-
-
-def first(table: dict[str, list[str]], node: str) -> str:
-    """The start of a test's name that a table of reasons has, or nothing."""
-    every = [start for starts in table.values() for start in starts]
-    return next((start for start in every if node.startswith(start)), "")
 
 
 @dataclass
@@ -138,9 +128,8 @@ def check_choice(choice: Choice, tree: Path) -> None:
     if odd := sorted(want ^ have):
         what = "is not changed by the series" if odd[0] in have else "has no tests"
         raise wrong(f"{FILE}: {odd[0]} {what}", "correct [tests]")
-    tables = (choice.mended, choice.changed)
-    others = [start for table in tables for starts in table.values() for start in starts]
-    known = [*choice.files, *choice.left_out, *choice.starts, *others]
+    mended = [start for starts in choice.mended.values() for start in starts]
+    known = [*choice.files, *choice.left_out, *choice.starts, *mended]
     for name in known:
         if not (tree / file_of(name)).is_file():
             raise wrong(f"{FILE}: there is no {name}", "correct it")
@@ -164,12 +153,9 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
             before == "missing"
             or (before == "failed" and (after == "passed" or node == file_of(node)))
         )
-        mends, changes = choice.mends(node), choice.changes(node)
+        mends = choice.mends(node)
         if mends and (before, after) != ("failed", "passed"):
             found.append(f"{node}: {before} and then {after}, and is in [mended] of {FILE}")
-        elif changes:
-            if (before, after) != ("passed", "failed"):
-                found.append(f"{node}: {before} and then {after}, and is in [changed] of {FILE}")
         elif before != after and not own and not mends:
             found.append(f"{node}: {before} without the series, {after} with it")
         elif after not in ("passed", "missing") and not choice.reason(node):
@@ -347,7 +333,7 @@ def run(command: Command) -> Exit:
     counts = {file: count(with_series, file) for file in files}
     not_passed: dict[str, int] = {}
     for node, outcome in with_series.tests.items():
-        if outcome != "passed" and not choice.changes(node):
+        if outcome != "passed":
             reason = choice.reason(node)
             not_passed[reason] = not_passed.get(reason, 0) + 1
     report = {**about, "files": counts, "reasons": dict(sorted(not_passed.items()))}
@@ -417,9 +403,6 @@ def page(bases: list[Base]) -> str:
         for why, starts in choice.mended.items():
             names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
             lines += ["", f"Failed without the series and passed with it, as {why}: {names}."]
-        for why, starts in choice.changed.items():
-            names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
-            lines += ["", f"Passed without the series and failed with it, as {why}: {names}."]
         lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
         for why, starts in choice.reasons.items():
