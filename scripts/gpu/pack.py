@@ -39,7 +39,7 @@ from series.steps import Steps
 
 from . import binaries
 
-PART = 48_000_000
+PART = 46_000_000
 BLOCK = 32 << 20
 # Named by torch at load time and never called by a dense model on one GPU: the library and what
 # its functions begin with.
@@ -68,6 +68,7 @@ PEER_LEFT = (
 PEER_KEPT = ("nvidia-nccl", "nvidia-ml-py")
 # What --host-torch leaves to the host.
 HOST = ("torch==", "triton==", "transformers==", "tokenizers==", "huggingface-hub==")
+HOST += ("safetensors==",)
 # Files of packages that only a build, another card or a debugger reads.
 FILES = re.compile(
     r"\.a$|\.alt\.so|/(ptxas|cupti)-blackwell|_vllm_fa2_C|^torch/(include/|bin/protoc)|"

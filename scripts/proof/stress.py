@@ -78,10 +78,10 @@ ASYNC: dict[str, Any] = {
     "worker-cls": async_cpu.WORKER,
 }
 SERVERS: dict[str, dict[str, Any]] = {
-    # Less than the largest picture takes.
-    "drafts": {**COMMON, **HOSTILE, **DRAFTS, "mm-processor-cache-gb": 0.0005},
-    "async": {**COMMON, **HOSTILE, **ASYNC, "mm-processor-cache-gb": 0.004},
-    "async-drafts": {**COMMON, **HOSTILE, **ASYNC, **DRAFTS, "mm-processor-cache-gb": 0.004},
+    # 64 kB; the largest picture takes 85, as bytes.
+    "drafts": {**COMMON, **HOSTILE, **DRAFTS, "mm-processor-cache-gb": 0.00006},
+    "async": {**COMMON, **HOSTILE, **ASYNC, "mm-processor-cache-gb": 0.0005},
+    "async-drafts": {**COMMON, **HOSTILE, **ASYNC, **DRAFTS, "mm-processor-cache-gb": 0.0005},
     "alone": {
         **COMMON,
         "max-num-seqs": 2,

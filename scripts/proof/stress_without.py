@@ -6,9 +6,9 @@ changes of the named patches to vllm/ are reversed, the last first; the copy sha
 same requests to the series with every fix have to find nothing, or a row says nothing.
 
 Outcomes go into stress.json of docs/evidence/data as they come, each with the tree that it is of,
-and a digest of stress_requests.py. A row that is known of both is not run again, so a run that was
-cut off goes on; `--fresh` begins anew. `--only PATCH[,PATCH]` runs that row, or, if stress.toml has
-none of these patches, asks all servers and keeps nothing.
+and a digest of stress.py and stress_requests.py. A row that is known of these is not run again, so
+a run that was cut off goes on; `--fresh` begins anew. `--only PATCH[,PATCH]` runs that row, or, if
+stress.toml has none of these patches, asks all servers and keeps nothing.
 
 Exit status: 0 if each fix was found, and nothing without.
 """
@@ -120,8 +120,9 @@ def keep(file: Path, table: list[Row], kind: str, entry: dict[str, Any]) -> None
 
 
 def origin(base: Base) -> dict[str, str]:
-    """What makes an outcome one of today: the tree, and what draws the requests."""
-    drawn = Path(__file__).with_name("stress_requests.py").read_bytes()
+    """What makes an outcome one of today: the tree, the servers, and what draws the requests."""
+    files = (Path(__file__).with_name(name) for name in ("stress.py", "stress_requests.py"))
+    drawn = b"".join(file.read_bytes() for file in files)
     return {"tree": evidence.tree_of(base), "drawn by": digest(drawn)}
 
 

@@ -128,6 +128,7 @@ def test_check_is_of_every_base_unless_one_is_named(checkout: Checkout) -> None:
     checkout.ok("check")
 
 
+@pytest.mark.long
 def test_make_from_end_to_end(checkout: Checkout) -> None:
     """In a folder with spaces and Korean letters, without an index, with -j."""
     sources = f"SOURCES={checkout.toy.sources}"

@@ -133,6 +133,7 @@ def test_what_keeps_the_test_from_being_collected_is_not_detected(project: Proje
     assert project.fails(broken).what == "not detected: broken"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["vllm/double.py", "tests/test_double.py", "tests/helper.py", "tests/more.py"]
 )

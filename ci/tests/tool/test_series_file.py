@@ -161,6 +161,7 @@ def test_the_index_counts_lines_and_upstream_s_files_by_kind(project: Project) -
     assert "| 2 / 5 / 3 | run.sh, toy/__init__.py |" in row
 
 
+@pytest.mark.long
 def test_two_branches_are_merged_as_the_manual_says(project: Project) -> None:
     shutil.copy(REPO / ".gitattributes", project.root)
     project.ok("clean")  # each branch has a work tree of its own
