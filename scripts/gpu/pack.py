@@ -67,8 +67,10 @@ PEER_LEFT = (
 )
 PEER_KEPT = ("nvidia-nccl", "nvidia-ml-py")
 # What --host-torch leaves to the host.
-HOST = ("torch==", "triton==", "transformers==", "tokenizers==", "huggingface-hub==")
-HOST += ("safetensors==",)
+HOST = (
+    *("torch==", "triton==", "transformers==", "tokenizers=="),
+    *("huggingface-hub==", "safetensors=="),
+)
 # Files of packages that only a build, another card or a debugger reads.
 FILES = re.compile(
     r"\.a$|\.alt\.so|/(ptxas|cupti)-blackwell|_vllm_fa2_C|^torch/(include/|bin/protoc)|"
