@@ -29,6 +29,7 @@ import ctypes
 import gc
 import itertools
 import json
+import linecache
 import os
 import random
 import signal
@@ -38,6 +39,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +120,28 @@ def left_behind() -> dict[str, int]:
     return {name: number for name, number in found.items() if number}
 
 
+def start_whole_pools() -> None:
+    """Let a pool of threads start all of them at its first task.
+
+    It starts another one whenever all are busy, so that a run has had as many as the pool may have
+    after thousands of requests. Each is some twenty objects.
+    """
+    start_one = ThreadPoolExecutor._adjust_thread_count
+
+    def start_all(pool: Any) -> None:
+        while len(pool._threads) < pool._max_workers:
+            start_one(pool)
+        start_one(pool)
+
+    ThreadPoolExecutor._adjust_thread_count = start_all  # type: ignore[method-assign]
+
+
 def count_objects() -> dict[str, Any]:
     """What this process holds, after a collection. Tensors are counted by storage, once."""
     import torch
 
+    # The source of each file that was in a traceback.
+    linecache.clearcache()
     gc.collect()
     # Pages that hold nothing are no growth.
     ctypes.CDLL(None).malloc_trim(0)
@@ -155,6 +175,7 @@ class Prepare:
 
         for cls in (BlockPool, EncoderCacheManager, Scheduler, OutputProcessor, CPUModelRunner):
             look_at(cls)
+        start_whole_pools()
         signal.signal(signal.SIGUSR2, self.answer)
 
     def answer(self, *_: Any) -> None:

@@ -165,18 +165,6 @@ def look_at_models(names: list[str]) -> None:
         os._exit(0)
 
 
-class FreshModels:
-    """A plugin of pytest: no test meets what vLLM keeps of a model that was freed.
-
-    vLLM keeps by a model's address which of its layers other pipeline stages have. A process that
-    builds many may get a new one at an old address (docs/evidence/not-known.md).
-    """
-
-    def pytest_runtest_setup(self) -> None:
-        utils = sys.modules.get("vllm.model_executor.models.utils")
-        getattr(utils, "_model_to_pp_missing_layer_names", {}).clear()
-
-
 def run(job: Job) -> int:
     """In the forked process: become what a fresh Python started for this job would be."""
     os.setpgid(0, 0)
@@ -210,7 +198,7 @@ def run(job: Job) -> int:
 
     from proof.outcomes import Recorder
 
-    plugins: list[Any] = [Recorder(Path(job["log"]).with_suffix(".jsonl")), FreshModels()]
+    plugins: list[Any] = [Recorder(Path(job["log"]).with_suffix(".jsonl"))]
     return int(pytest.main(job["arguments"], plugins=plugins))
 
 

@@ -7,7 +7,9 @@ A second server has faults planted, each of which has to be found.
 from __future__ import annotations
 
 import itertools
+import linecache
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,24 @@ def test_what_is_left_is_wrong() -> None:
         "after 1000 requests: 2 KV blocks left",
         "after 1600 requests: probes had [3, 3] accepted, not [3, 4]",
     ]
+
+
+def test_threads_of_a_pool_are_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "_adjust_thread_count", ThreadPoolExecutor._adjust_thread_count
+    )
+    soak.start_whole_pools()
+    with ThreadPoolExecutor(5) as pool:
+        for number in range(20):
+            assert pool.submit(abs, -number).result() == number
+            assert len(pool._threads) == 5
+        assert list(pool.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+
+
+def test_sources_of_tracebacks_are_no_growth() -> None:
+    assert linecache.getlines(__file__)
+    soak.count_objects()
+    assert __file__ not in linecache.cache
 
 
 def test_the_kinds_that_grow_are_named() -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import types
@@ -17,7 +16,6 @@ import pytest
 
 from conftest import call, failing, git
 from proof import evidence, outcomes, runner, stages
-from proof import warm as forked
 from series import env as environments
 from series import programs
 from series import tree as trees
@@ -456,14 +454,3 @@ def test_what_must_come_first(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None
     assert toy.fails("test-each").code is Exit.BUILD
     with pytest.raises(SeriesError, match="no patch 'third'"):
         toy.run("test-each", "third")
-
-
-def test_nothing_is_kept_of_models_that_were_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    utils = types.ModuleType("utils")
-    kept = {7: ["embed_tokens."]}
-    monkeypatch.setattr(utils, "_model_to_pp_missing_layer_names", kept, raising=False)
-    monkeypatch.setitem(sys.modules, "vllm.model_executor.models.utils", utils)
-    forked.FreshModels().pytest_runtest_setup()
-    assert not kept
-    monkeypatch.delitem(sys.modules, "vllm.model_executor.models.utils")
-    forked.FreshModels().pytest_runtest_setup()
