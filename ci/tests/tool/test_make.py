@@ -98,6 +98,16 @@ def test_every_verb_is_a_target_in_the_same_part_of_the_help() -> None:
     assert overview.index("maintain:") < overview.index("  export ")
 
 
+def test_every_target_says_which_base_and_which_build_folder() -> None:
+    """A second base would otherwise be tested, or checked, with what the first one has."""
+    text = (REPO / "Makefile").read_text().replace("\\\n", "")
+    calls = re.findall(r"\$\(SERIES\) (.+)", text)
+    assert len(calls) > 40
+    for call in calls:
+        assert "$(COMMON)" in call or call.startswith("$(SERVE)"), call
+    assert re.search(r"^SERVE = serve \$\(COMMON\)", text, re.M)
+
+
 def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
     for target in ("doctor", "status"):
         done = make(target, "PYTHON=nosuch", f"BUILD_DIR={tmp_path / 'b'}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Project, failing
-from series import git, state, steps, tools
+from conftest import Project, failing, program
+from series import cli, git, selftest, state, steps, tools
 from series.config import Paths
 from series.errors import Exit
 
@@ -87,6 +87,28 @@ def test_an_environment_without_an_index_is_one_line(
         tools.make(Paths(tmp_path / "build", "v1"), "tools")
     assert "s3cret" not in str(caught.value)
     assert not (tmp_path / "build/tools/.built").exists()
+
+
+def test_what_checks_the_tool_writes_under_the_build_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And starts by the environment's Python: the first line of its scripts is a path."""
+    log = tmp_path / "log"
+    python = program(tmp_path / "dev/bin/python", f'env >> {log}\necho "RAN $@" >> {log}')
+    for name in selftest.NO_PYTHON:
+        program(tmp_path / "dev/bin" / name, "")
+    monkeypatch.setattr(tools, "make", lambda *_: python.parents[1])
+    for name in ("RUFF_CACHE_DIR", "MYPY_CACHE_DIR", "PYTHONPYCACHEPREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    build = tmp_path / "build"
+    assert cli.main(["test-tool", "--build-dir", str(build)]) == Exit.OK
+    said = log.read_text()
+    ran = [line.split()[1:] for line in said.splitlines() if line.startswith("RAN ")]
+    modules = [check[0] for check in selftest.CHECKS if check[0] not in selftest.NO_PYTHON]
+    assert [words[:2] for words in ran] == [["-m", module] for module in modules]
+    assert f"cache_dir={build}/cache/pytest" in ran[-1]
+    for name in ("RUFF_CACHE_DIR", "MYPY_CACHE_DIR", "PYTHONPYCACHEPREFIX"):
+        assert said.count(f"\n{name}={build}/cache/") == len(ran), name
 
 
 def test_git_accepts_a_tree_of_another_owner(project: Project) -> None:
