@@ -128,10 +128,10 @@ def start_whole_pools() -> None:
     """
     start_one = ThreadPoolExecutor._adjust_thread_count
 
-    def start_all(pool: Any) -> None:
-        while len(pool._threads) < pool._max_workers:
-            start_one(pool)
-        start_one(pool)
+    def start_all(self: ThreadPoolExecutor) -> None:
+        while len(self._threads) < self._max_workers:
+            start_one(self)
+        start_one(self)
 
     ThreadPoolExecutor._adjust_thread_count = start_all  # type: ignore[method-assign]
 
