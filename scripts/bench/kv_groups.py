@@ -16,7 +16,7 @@ GIB = 70
 BLOCK = 16
 LENGTHS = (4096, 32768, 262144)
 STEP = 8192  # max_num_batched_tokens
-WINDOW = int(str(TEXT_CONFIG["sliding_window"]))
+WINDOW = TEXT_CONFIG["sliding_window"]
 
 
 def requests(pages: dict[str, int], group_size: int, draft_pages: int, length: int) -> float:
@@ -27,7 +27,7 @@ def requests(pages: dict[str, int], group_size: int, draft_pages: int, length: i
         group_size: pages of one block of a group.
         draft_pages: of a draft layer with blocks of its own, for each `pages["sliding"]` blocks.
     """
-    page = 2 * BLOCK * int(str(TEXT_CONFIG["num_key_value_heads"])) * HEAD_DIM * 2
+    page = 2 * BLOCK * TEXT_CONFIG["num_key_value_heads"] * HEAD_DIM * 2
     full = -(-length // BLOCK)
     sliding = -(-min(WINDOW - 1 + STEP, length) // BLOCK) + 1
     blocks = pages["full"] * full + pages["sliding"] * sliding

@@ -10,18 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from bench import dims
+
 from .headers import FLOATS
 
 # What config.json may leave out, as in the config classes of the series.
 TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 153600,
-    "hidden_size": 5120,
-    "intermediate_size": 27392,
-    "num_hidden_layers": 64,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 262144,
-    "sliding_window": 4096,
+    **dims.TEXT_CONFIG,
     "sliding_window_pattern": "LLLG",
     "num_nextn_predict_layers": 0,
     "eos_token_id": 53,
