@@ -15,11 +15,6 @@ from tiny import async_cpu, checkpoint  # noqa: E402
 DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
 
 
-@pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
 def make_engine(*, is_async: bool, **options: Any) -> Any:
     from vllm import LLM
 

@@ -17,11 +17,6 @@ from use.check_model import CONVERSATIONS, TINY  # noqa: E402
 KNOWN = Path.cwd() / CONVERSATIONS  # stages run in the work tree
 
 
-@pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("model-*"))

@@ -51,11 +51,6 @@ class Tools:
 '''
 
 
-@pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
 class Recorder:
     """Passes requests on to the server, and keeps what was sent and its status."""
 

@@ -55,11 +55,6 @@ TOOL: Any = {
 CALL = r'<tool_call>\{"name": "zoom", "arguments": \{"factor": [1-9]\}\}</tool_call>'
 
 
-@pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
 def environment() -> dict[str, str]:
     """Of a server on a CPU: its engine in a process of its own."""
     kept = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}

@@ -154,11 +154,6 @@ def test_parameter_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
-@pytest.fixture(scope="module")
 def picture() -> task.Question:
     """A question that the page's program can ask: one picture, no system prompt."""
     for number in range(100):

@@ -29,11 +29,6 @@ STUCK_REQUEST = 90
 PATIENCE = 20.0
 
 
-@pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
 class Plant(soak.Prepare):
     """In the server's processes: a list that grows, a block that is not freed, a lost request."""
 

@@ -25,11 +25,6 @@ COUNT = 300
 
 
 @pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
-@pytest.fixture(scope="module")
 def report() -> stress.Report:
     return stress.stress(SEED, COUNT)
 

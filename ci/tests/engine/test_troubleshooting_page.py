@@ -20,11 +20,6 @@ def get_messages() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def should_do_global_cleanup_after_test() -> bool:
-    return False
-
-
-@pytest.fixture(scope="module")
 def source() -> str:
     """The Python files of vLLM, strings that continue on the next line in one."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(SOURCE.rglob("*.py"))]
