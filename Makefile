@@ -193,7 +193,7 @@ gpu-pack: apply  ## the CUDA build, or PEER=version, in parts for a GPU host wit
 	@$(SERIES) gpu-pack $(COMMON) $(FETCH) $(if $(PEER),--peer '$(PEER)') $(if $(START),--start) $(FLAGS)
 
 bundle-check: build  ## pack twice and compare, install without a network and ask (10 minutes)
-	@$(SERIES) bundle-check $(COMMON)
+	@$(SERIES) bundle-check $(COMMON) $(call given,DEVICE,--device)
 
 locks:  ## renew the locks in ci/locks from their .in files
 	@$(SERIES) locks $(COMMON)

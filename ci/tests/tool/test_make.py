@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Makefile from end to end, the settings that it keeps, doctor and the clean targets."""
 
+import contextlib
 import fcntl
 import inspect
 import json
@@ -106,6 +107,18 @@ def test_every_target_says_which_base_and_which_build_folder() -> None:
     for call in calls:
         assert "$(COMMON)" in call or call.startswith("$(SERVE)"), call
     assert re.search(r"^SERVE = serve \$\(COMMON\)", text, re.M)
+
+
+def test_every_target_that_is_of_a_device_gets_it() -> None:
+    """`make bundle-check DEVICE=cuda` built for cards, and then checked the bundle for a CPU."""
+    text = (REPO / "Makefile").read_text().replace("\\\n", "")
+    takes = []
+    for verb, rest in re.findall(r"\$\(SERIES\) (\S+)(.*)", text):
+        with contextlib.suppress(SeriesError):
+            cli.parse([verb, "--device", "cpu"])
+            takes.append(verb)
+            assert "$(BUILD)" in rest or "$(call given,DEVICE,--device)" in rest, verb
+    assert {"build", "bundle", "bundle-check"} <= set(takes)
 
 
 def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
