@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from conftest import failing, program
 from series import cli
 from series.config import ROOT
 from series.errors import Exit, SeriesError
-from use import serve, sizing
+from use import layout, serve, sizing
 from use.check_model import TINY
 from use.sizing import Model, Plan
 
@@ -52,6 +53,27 @@ def test_sizes_are_those_of_the_memory_page() -> None:
     assert Plan(tiny, H200).weights == total["total_size"]
     assert (tiny.full_layers, tiny.sliding_layers, tiny.window, tiny.kv_heads) == (2, 6, 32, 2)
     assert (tiny.context, has_draft, width) == (2048, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        ({"sliding_window_pattern": "LLLG"}, 2),
+        ({"sliding_window_pattern": "GLL"}, 3),
+        ({"sliding_window_pattern": 4}, 2),
+        ({"sliding_window_pattern": 1}, 8),
+        ({"sliding_window_pattern": 9}, 0),
+        ({"sliding_window_pattern": ""}, 8),
+        ({"sliding_window_pattern": None}, 8),
+        ({"sliding_window_pattern": 4, "sliding_window": None}, 8),
+        ({"layer_types": ["full_attention"] + ["sliding_attention"] * 8}, 1),
+    ],
+)
+def test_layers_without_layer_types(given: dict[str, Any], full: int) -> None:
+    """On eight; `ci/tests/tool/test_sizing.py` compares with the series' class."""
+    text = layout.TEXT_DEFAULTS | {"num_hidden_layers": 8} | given
+    found = Model.of("m", text, lambda _: 0)
+    assert (found.full_layers, found.sliding_layers) == (full, 8 - full)
 
 
 def test_two_cards_halve_all_but_the_drafts_fc() -> None:
