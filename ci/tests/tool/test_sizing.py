@@ -40,7 +40,7 @@ def text_config(monkeypatch: pytest.MonkeyPatch) -> Any:
     added = [line[1:] for line in diff.splitlines() if re.match(r"\+(?!\+\+ )", line)]
     torch, transformers = types.ModuleType("torch"), types.ModuleType("transformers")
     utils = types.ModuleType("transformers.configuration_utils")
-    given = {
+    given: dict[types.ModuleType, dict[str, Any]] = {
         torch: {"dtype": type("dtype", (), {})},
         transformers: {"AutoConfig": types.SimpleNamespace(register=lambda *_, **__: None)},
         utils: {"PretrainedConfig": Known},
