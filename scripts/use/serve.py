@@ -30,6 +30,7 @@ from bench import memory
 from series import engine
 from series import env as environments
 from series.command import Command, positive
+from series.config import Paths
 from series.errors import Exit
 from series.steps import Progress, ask
 
@@ -51,8 +52,20 @@ RELEASE = "LGAI-EXAONE/EXAONE-4.5-33B"
 DIED = re.compile(r"\] ((?:Engine core|Worker) proc \S+ died unexpectedly)")
 # The last line of a traceback.
 RAISED = re.compile(r"(?:^|\) |\] )((?:\w+\.)*\w*(?:Error|Exception|Refused)): (.+)")
+# What argparse says of an option, and the program before it.
+USAGE = re.compile(r"(?:^|\) )[\w./-]+(?: [\w-]+)?: error: (.+)")
+# pydantic's error has its reasons in the lines after it, each with a remark in brackets.
+INVALID = re.compile(r"\d+ validation errors? for ")
+REASON = re.compile(r"(\S.*?) \[type=\w+, input_")
+# A process and a level that vLLM writes before what is said.
+PREFIX = re.compile(r"^(?:\([^()]*\) )?(?:[A-Z]+ \d\d-\d\d [\d:]+ \[[\w.]+:\d+\] )?")
 # A consequence of an error that another process has told of.
 CONSEQUENCE = ("See root cause above", "See stack trace", "EngineDeadError")
+# What a drain says at its end, if it was too short (the patch drain-at-sigterm).
+CUT = re.compile(r"(\d+) requests were not finished\.")
+OPTIONS = "see vllm serve --help=all (in build/<base>/env/bin)"
+# Of these servers nothing answers at the address that is asked.
+ELSEWHERE = ("--headless", "--grpc", "--uds", "--ssl-keyfile", "--ssl-certfile")
 
 
 # ---- flags ----
@@ -60,7 +73,7 @@ CONSEQUENCE = ("See root cause above", "See stack trace", "EngineDeadError")
 
 class _Options(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise Exit.USAGE(f"FLAGS: {message}", "see vllm serve --help=all")
+        raise Exit.USAGE(f"FLAGS: {message}", OPTIONS)
 
 
 def _length(text: str) -> int:
@@ -72,18 +85,27 @@ def _length(text: str) -> int:
     return int(float(match[1]) * factor)
 
 
-def _context(text: str) -> int:
-    """A length of 1 or more, or AUTO."""
-    if text in ("auto", "-1"):
-        return AUTO
+def _tokens(text: str) -> int:
+    """A length of 1 or more."""
     if not (found := _length(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
     return found
 
 
+def _context(text: str) -> int:
+    """A length of 1 or more, or AUTO."""
+    return AUTO if text in ("auto", "-1") else _tokens(text)
+
+
 def _port(text: str) -> int:
     if positive(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is more than 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or more")
     return int(text)
 
 
@@ -112,7 +134,7 @@ def read_flags(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=_context)
     parser.add_argument("--max-num-seqs", type=positive)
     parser.add_argument("--gpu-memory-utilization", type=fraction)
-    parser.add_argument("--max-num-batched-tokens", type=_length)
+    parser.add_argument("--max-num-batched-tokens", type=_tokens)
     parser.add_argument("--kv-cache-dtype")
     parser.add_argument("--speculative-config", "-sc", type=_object)
     parser.add_argument("--limit-mm-per-prompt", type=_object, default={})
@@ -122,14 +144,61 @@ def read_flags(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--host")
     parser.add_argument("--port", type=_port)
     parser.add_argument("--api-key")
+    parser.add_argument("--shutdown-timeout", type=_seconds, default=DRAIN)
     plain = [re.sub("^--[a-z_]+", lambda match: match[0].replace("_", "-"), word) for word in words]
     return parser.parse_known_args(plain)[0]
 
 
 def has_flag(words: list[str], name: str) -> bool:
     """Whether the user gives an option, in either spelling."""
-    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    given = {re.split("[=.]", word)[0].replace("_", "-") for word in words if word[:2] == "--"}
     return name in given
+
+
+def check_words(words: list[str]) -> None:
+    """Refuse what is no option of a server that this tool can start.
+
+    Raises:
+        SeriesError: with what to give instead.
+    """
+    if words and not words[0].startswith("-"):
+        what = f"FLAGS: {words[0]!r} is no option"
+        raise Exit.USAGE(what, "MODEL= names a checkpoint, FLAGS= has options such as --port 8001")
+    if "-h" in words or has_flag(words, "--help"):
+        raise Exit.USAGE("FLAGS: --help starts no server", OPTIONS)
+    if has_flag(words, "--model"):
+        raise Exit.USAGE("FLAGS: --model would be another checkpoint", "give it as MODEL=")
+    for name in ELSEWHERE:
+        if has_flag(words, name):
+            what = f"FLAGS: make serve does not know when a server with {name} is up"
+            raise Exit.USAGE(what, "run vllm serve itself (docs/use/serving.md)")
+
+
+def read_by_vllm(
+    paths: Paths, environment: Mapping[str, str], model: str, words: list[str]
+) -> list[str]:
+    """The user's words as vLLM's own parser reads them, in full and with those of a --config file.
+
+    Raises:
+        SeriesError: `vllm serve` would refuse them.
+    """
+    # Of `--config=FILE` vLLM reads nothing, and says nothing.
+    words = [part for word in words for part in _split_config(word)]
+    argv: list[str] = [str(environments.python(paths)), "-m", "use.options", model, *words]
+    said = ask(*argv, seconds=120, env={**environment, **engine.QUIET})
+    try:
+        found = json.loads(said.splitlines()[-1])
+    except (ValueError, IndexError):
+        # It is the engine that does not start here, and the server's log will have why.
+        return words
+    if "error" in found:
+        raise Exit.USAGE(f"FLAGS: {found['error']}", OPTIONS)
+    check_words(found["words"])
+    return [str(word) for word in found["words"]]
+
+
+def _split_config(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
 @dataclass(frozen=True)
@@ -141,6 +210,8 @@ class Start:
     host: str
     port: int
     key: str = ""
+    drain: int = DRAIN
+    """Seconds that requests have to end in after a SIGTERM."""
 
     @property
     def url(self) -> str:
@@ -178,7 +249,14 @@ def plan_start(
     for option, value in given.items():
         if not has_flag(words, option):
             chosen += [option] if value is None else [option, value]
-    return Start([*chosen, *words], name, flags.host or "", flags.port or PORT, flags.api_key or "")
+    return Start(
+        [*chosen, *words],
+        name,
+        flags.host or "",
+        flags.port or PORT,
+        flags.api_key or "",
+        flags.shutdown_timeout,
+    )
 
 
 # ---- the machine and the model ----
@@ -239,6 +317,24 @@ def look(model: str) -> tuple[Model, bool, float]:
     return sizes, bool(found.size("mtp.")), width
 
 
+def _too_many(flags: argparse.Namespace, cards: list[float]) -> Exception:
+    """The error of more processes than cards, with the options that were given."""
+    sizes = {
+        "--tensor-parallel-size": flags.tensor_parallel_size or 1,
+        "--pipeline-parallel-size": flags.pipeline_parallel_size,
+        "--data-parallel-size": flags.data_parallel_size,
+    }
+    given = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    what = " times ".join(given)
+    if not cards:
+        them = "it" if len(given) == 1 else "them"
+        todo = f"leave {them} out: one process uses all cores"
+        return Exit.USAGE(f"{what} on a CPU", todo)
+    todo = f"lower {'it' if len(given) == 1 else 'one'}; more machines: docs/use/two-machines.md"
+    what += f" with {len(cards)} card{'' if len(cards) == 1 else 's'}"
+    return Exit.USAGE(what, todo)
+
+
 def make_plan(
     model: Model, words: list[str], cards: list[float], concurrency: int, drafts: bool, width: float
 ) -> Plan:
@@ -283,11 +379,7 @@ def make_plan(
         what = f"--max-model-len {plan.context} is more than the model's {model.context}"
         raise Exit.USAGE(what, "lower it")
     if plan.tensor_parallel * copies > plan.cards:
-        what = f"--tensor-parallel-size {plan.tensor_parallel}"
-        if copies > 1:
-            what += f" times {copies} of pipeline and data parallel"
-        what += f" with {len(cards)} card{'' if len(cards) == 1 else 's'}"
-        raise Exit.USAGE(what, "lower it; more machines: docs/use/two-machines.md")
+        raise _too_many(flags, cards)
     if not plan.is_possible:
         used = plan.tensor_parallel * plan.stages
         where = f"{used} of {len(cards)} cards" if cards else "this memory"
@@ -314,9 +406,11 @@ class Server:
         environment: Mapping[str, str],
         url: str,
         log: Path,
+        drain: int = DRAIN,
     ) -> None:
-        self.url, self.log = url, log
-        self.last, self.raised, self.died = "", "", ""
+        self.url, self.log, self.drain = url, log, drain
+        self.last, self.raised, self.died, self.before = "", "", "", ""
+        self.cut = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             argv,
@@ -346,6 +440,17 @@ class Server:
         if died := DIED.search(line):
             # What is logged after it follows from it.
             self.died = self.died or died[1]
+        if cut := CUT.search(line):
+            # Of each of several API servers.
+            self.cut += int(cut[1])
+        if usage := USAGE.search(line):
+            self.raised = usage[1]
+        text = PREFIX.sub("", line).strip()
+        if INVALID.search(self.raised) and (reason := REASON.match(text)):
+            # The first says enough; the log has the others.
+            field = "" if INVALID.search(self.before) else f" {self.before}:"
+            self.raised = f"{INVALID.sub('', self.raised)}:{field} {reason[1]}"
+        self.before = text
         match = RAISED.search(line)
         if match and not any(text in line for text in CONSEQUENCE):
             # The last is what ended it: libraries log errors that they get over.
@@ -395,7 +500,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(DRAIN + TO_END)
+            return self.process.wait(self.drain + TO_END)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -465,10 +570,16 @@ def run(command: Command) -> Exit:
         words = shlex.split(args.flags or "")
     except ValueError as error:
         raise Exit.USAGE(f"FLAGS: {error}", "quote them as for a shell") from error
+    check_words(words)
+    read_flags(words)
     tiny = args.model == str(TINY)
     model, has_draft, width = look(args.model)
-    drafts = has_draft or has_flag(words, "--speculative-config")
     cards = [] if tiny else read_cards()
+    environment = engine.environment(paths, cpu=not cards)
+    is_built = bool(environments.read_stamp(paths).get("checked"))
+    if is_built and words:
+        words = read_by_vllm(paths, environment, args.model, words)
+    drafts = has_draft or has_flag(words, "--speculative-config")
     sized = [*words, "--dtype", "float32"] if tiny and not has_flag(words, "--dtype") else words
     plan = make_plan(model, sized, cards, args.concurrency, drafts, width)
     start = plan_start(args.model, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
@@ -479,10 +590,9 @@ def run(command: Command) -> Exit:
     command.say(f"command   {shlex.join(['vllm', 'serve', *start.words])}")
     if args.dry_run:
         return Exit.OK
-    if not environments.read_stamp(paths).get("checked"):
+    if not is_built:
         raise Exit.BUILD("the environment is not built", "run make build")
     require_free(start.host, start.port)
-    environment = engine.environment(paths, cpu=not cards)
     if not cards:
         # A server has its engine in a process of its own, and a cache that holds what is planned.
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
@@ -491,7 +601,8 @@ def run(command: Command) -> Exit:
     argv = [str(environments.python(paths)), "-m", "vllm.entrypoints.cli.main", "serve"]
     # Two servers have two ports.
     log = paths.state / f"logs/serve{'' if start.port == PORT else f'-{start.port}'}.log"
-    return keep(command.say, Server([*argv, *start.words], environment, start.url, log), start)
+    server = Server([*argv, *start.words], environment, start.url, log, start.drain)
+    return keep(command.say, server, start)
 
 
 def keep(say: Callable[[str], None], server: Server, start: Start) -> Exit:
@@ -508,16 +619,21 @@ def keep(say: Callable[[str], None], server: Server, start: Start) -> Exit:
             return Exit.INTERRUPTED
         say(f"serving   {start.name} at {start.url}/v1 after {seconds:.0f} s (log: {server.log})")
         say(f"\n{how_to_ask(start)}")
-        say("Ctrl-C or SIGTERM ends it, after the requests that it has.")
+        limit = f"at most {start.drain} s; FLAGS='--shutdown-timeout N' sets that"
+        say(f"Ctrl-C or SIGTERM ends it, after the requests that it has ({limit}).")
         while not stopping.wait(0.5):
             if server.process.poll() is not None:
                 raise server.ended()
-        say("stopping: waiting for the requests that it has")
+        say(f"stopping: the requests that it has get at most {start.drain} s")
         status = server.stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         if server.process.poll() is None:
             server.stop()
-    say("stopped" if status == 0 else f"the server ended with status {status} (log: {server.log})")
+    server.reader.join(5)
+    ended = "stopped" if status == 0 else f"the server ended with status {status}"
+    if server.cut:
+        ended += f"; requests that were not finished in {start.drain} s and cut off: {server.cut}"
+    say(ended if status == 0 else f"{ended} (log: {server.log})")
     return Exit.OK if status == 0 else Exit.FAILED

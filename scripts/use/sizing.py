@@ -24,6 +24,19 @@ TENSOR_PARALLEL = (1, 2, 4, 8)
 STEP = 1024
 
 
+def count_full_layers(text: Mapping[str, Any]) -> int:
+    """Layers with full attention of a completed text_config, as the series' class reads it."""
+    layers, types = text["num_hidden_layers"], text.get("layer_types")
+    if types is not None:
+        return int(list(types[:layers]).count("full_attention"))
+    pattern = text.get("sliding_window_pattern")
+    if not pattern or text.get("sliding_window") is None:
+        return int(layers)
+    if isinstance(pattern, int):
+        return int(layers // pattern)
+    return sum(pattern[i % len(pattern)] == "G" for i in range(layers))
+
+
 @dataclass(frozen=True)
 class Model:
     """Bytes of the weights, and what the KV cache depends on."""
@@ -63,11 +76,7 @@ class Model:
     def of(cls, name: str, text: Mapping[str, Any], size: Callable[[str], int]) -> "Model":
         """Of a checkpoint: `text` is its completed text_config, `size` the bytes of a prefix."""
         layers = text["num_hidden_layers"]
-        types = text.get("layer_types") or [
-            "sliding_attention" if letter == "L" else "full_attention"
-            for letter in (str(text["sliding_window_pattern"]) * layers)[:layers]
-        ]
-        full = types[:layers].count("full_attention")
+        full = count_full_layers(text)
         draft, vision = size(layout.DRAFT), size(layout.VISUAL)
         fc = size("mtp.fc.")
         return cls(

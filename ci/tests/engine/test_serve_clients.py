@@ -449,15 +449,15 @@ def test_a_wrong_request_is_the_clients_error(served: Served) -> None:
 # ---- metrics ----
 
 DASHBOARD = REPOSITORY / "docs/use/grafana.json"
+PANELS = json.loads(DASHBOARD.read_text())["panels"]
 NAME = re.compile(r"\b(?:vllm:|http_|process_)\w+")
 
 
 def dashboard() -> list[tuple[str, str, str]]:
     """Title, expression and legend of each line that the dashboard draws."""
-    panels = json.loads(DASHBOARD.read_text())["panels"]
     return [
         (panel["title"], target["expr"], target["legendFormat"])
-        for panel in panels
+        for panel in PANELS
         for target in panel.get("targets", [])
     ]
 
@@ -494,6 +494,10 @@ def test_what_the_dashboard_draws_is_in_a_scrape(
             assert all(labels["model_name"] == "tiny" for labels in samples)
         grouped = re.findall(r"by \(([a-z_]+)\)", expression)
         wanted = {*grouped, *re.findall(r"\{\{(\w+)\}\}", legend)} - {"instance"}
+        if name == "vllm:request_success_total":
+            panel = next(one for one in PANELS if one["title"] == title)
+            reasons = {labels["finished_reason"] for labels in samples}
+            assert reasons <= set(re.findall(r"\w+", panel["description"]))
         if name == names[0]:
             assert all(wanted <= labels.keys() for labels in samples), (title, wanted)
 
@@ -519,15 +523,22 @@ def running(served: Served) -> float:
 
 
 def test_cancel_in_mid_stream(served: Served) -> None:
-    """A client that goes away frees its place long before the end."""
-    before = served.metrics()["vllm:generation_tokens_total"]
+    """A client that goes away frees its place long before the end.
+
+    Of it a first token is counted and no end, as docs/use/metrics.md says.
+    """
+    first, ended = "vllm:time_to_first_token_seconds_count", "vllm:request_success_total"
+    already = served.metrics()
+    before = already["vllm:generation_tokens_total"]
     stream = endless(served, stream=True)
     for _ in range(5):
         next(iter(stream))
     assert running(served) == 1
     stream.close()
     wait_for(lambda: running(served) == 0)
-    assert served.metrics()["vllm:generation_tokens_total"] - before < 1000
+    now = served.metrics()
+    assert now["vllm:generation_tokens_total"] - before < 1000
+    assert (now[first] - already[first], now[ended] - already[ended]) == (1, 0)
     assert ask(served, one_of("picture")).choices[0].message.content == one_of("picture").answer
 
 

@@ -28,6 +28,15 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     assert {"source", "model"} == {one["name"] for one in data["templating"]["list"]}
 
 
+def test_what_a_client_that_went_away_is_counted_as() -> None:
+    """vLLM has every reason as a label value, and counts it under none of them."""
+    panels = {one["title"]: one for one in json.loads(DASHBOARD.read_text())["panels"]}
+    said = panels["Ended, by reason"]["description"]
+    for reason in ("stop", "length", "repetition", "error", "abort"):
+        assert f"{reason} is " in said
+    assert "client went away is under none" in said
+
+
 def test_the_page_lists_its_panels() -> None:
     rows = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:

@@ -74,9 +74,39 @@ def test_error_messages_exist() -> None:
     errors = re.findall(r"^\| `(.*?)` \| \d+ \|", page, re.M)
     assert len(errors) > 20
     for error in errors:
-        parts = [re.escape(part.strip()) for part in error.split(GAP) if part.strip(" ,")]
-        pattern = re.compile(".*".join(parts))
-        assert any(map(pattern.search, messages())), error
+        # What to do next is a text of its own.
+        for half in error.split("; "):
+            parts = [re.escape(part.strip()) for part in half.split(GAP) if part.strip(" ,")]
+            pattern = re.compile(".*".join(parts))
+            assert any(map(pattern.search, messages())), error
+
+
+def test_every_error_of_flags_is_on_the_page() -> None:
+    page = (REPO / "docs/use/troubleshooting.md").read_text().split("## Serve")[0]
+    rows = [row.split("; ")[0] for row in re.findall(r"^\| `(.*?)` \| \d+ \|", page, re.M)]
+    listed = [".*".join(map(re.escape, row.split(GAP))) for row in rows if row.strip(f"{GAP} ")]
+    texts = [text for text in messages() if text.startswith("FLAGS: ")]
+    assert len(texts) >= 5
+    for text in texts:
+        assert any(re.match(one, text) for one in listed), text
+
+
+def test_messages_of_the_series_are_in_its_patches() -> None:
+    page = (REPO / "docs/use/troubleshooting.md").read_text()
+    _, _, section = page.partition("What the series says of a request")
+    errors = re.findall(r"^\| `(.*?)` \|", section.partition("What vLLM itself")[0], re.M)
+    assert len(errors) > 10
+    base = Base.load("v0.19.1", REPO)
+    added = [
+        line[1:]
+        for content in patches.read(base).values()
+        for line in content.decode().splitlines()
+        if line.startswith("+")
+    ]
+    text = re.sub(r"\"\s*\n[\s+(]*f?\"", "", "\n".join(added))
+    for error in errors:
+        parts = [re.escape(part.strip()) for part in error.split(GAP) if part.strip(" .")]
+        assert re.search(".*".join(parts), text), error
 
 
 def patch_tests(contents: Iterable[str]) -> set[tuple[str, str]]:

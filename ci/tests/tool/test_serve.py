@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,10 @@ from bench import memory
 from bench.memory import GIB
 from conftest import failing, program
 from series import cli
-from series.config import ROOT
+from series import env as environments
+from series.config import ROOT, Paths
 from series.errors import Exit, SeriesError
-from use import serve, sizing
+from use import layout, serve, sizing
 from use.check_model import TINY
 from use.sizing import Model, Plan
 
@@ -52,6 +54,27 @@ def test_sizes_are_those_of_the_memory_page() -> None:
     assert Plan(tiny, H200).weights == total["total_size"]
     assert (tiny.full_layers, tiny.sliding_layers, tiny.window, tiny.kv_heads) == (2, 6, 32, 2)
     assert (tiny.context, has_draft, width) == (2048, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        ({"sliding_window_pattern": "LLLG"}, 2),
+        ({"sliding_window_pattern": "GLL"}, 3),
+        ({"sliding_window_pattern": 4}, 2),
+        ({"sliding_window_pattern": 1}, 8),
+        ({"sliding_window_pattern": 9}, 0),
+        ({"sliding_window_pattern": ""}, 8),
+        ({"sliding_window_pattern": None}, 8),
+        ({"sliding_window_pattern": 4, "sliding_window": None}, 8),
+        ({"layer_types": ["full_attention"] + ["sliding_attention"] * 8}, 1),
+    ],
+)
+def test_layers_without_layer_types(given: dict[str, Any], full: int) -> None:
+    """On eight; `ci/tests/tool/test_sizing.py` compares with the series' class."""
+    text = layout.TEXT_DEFAULTS | {"num_hidden_layers": 8} | given
+    found = Model.of("m", text, lambda _: 0)
+    assert (found.full_layers, found.sliding_layers) == (full, 8 - full)
 
 
 def test_two_cards_halve_all_but_the_drafts_fc() -> None:
@@ -138,8 +161,15 @@ def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--tensor-parallel-size 0", "'0' is not 1 or more"),
         ("--pipeline-parallel-size 0", "'0' is not 1 or more"),
         ("--max-num-seqs 0", "'0' is not 1 or more"),
-        ("--pipeline-parallel-size 2", "1 times 2 of pipeline and data parallel with 1 card"),
-        ("-pp 2 -dp 2", "1 times 4 of pipeline and data parallel with 1 card"),
+        ("--pipeline-parallel-size 2", "^--pipeline-parallel-size 2 with 1 card; lower it"),
+        ("--data-parallel-size 2", "^--data-parallel-size 2 with 1 card; lower it"),
+        (
+            "-pp 2 -dp 2",
+            "^--pipeline-parallel-size 2 times --data-parallel-size 2 with 1 card; lower one",
+        ),
+        ("--max-num-batched-tokens 0", "'0' is no number of tokens"),
+        ("--max-num-batched-tokens -5", "'-5' is no number of tokens|expected one argument"),
+        ("--shutdown-timeout soon", "'soon' is not 0 or more"),
         ("--speculative-config {method:mtp}", "is no object of JSON"),
         ("--gpu-memory-utilization 5", "'5' is not above 0"),
         ("--limit-mm-per-prompt {image:1}", "is no object of JSON"),
@@ -153,10 +183,18 @@ def test_flags_that_cannot_be_right(words: str, says: str) -> None:
         plan(BF16, [H200], *words.split())
 
 
-def test_cards_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("-tp 3", "--tensor-parallel-size 3 on a CPU; leave it out: one process uses all cores"),
+        ("-dp 2", "--data-parallel-size 2 on a CPU; leave it out"),
+        ("-tp 2 -pp 2", "-size 2 times --pipeline-parallel-size 2 on a CPU; leave them out"),
+    ],
+)
+def test_cards_that_are_not_there(words: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "read_memory", lambda: 160 * GIB)
-    with failing(Exit.USAGE, "--tensor-parallel-size 3 with 0 cards; lower it"):
-        plan(BF16, [], "-tp", "3")
+    with failing(Exit.USAGE, says):
+        plan(BF16, [], *words.split())
 
 
 def test_stages_take_cards_and_hold_a_part() -> None:
@@ -240,6 +278,88 @@ def test_the_users_flags_take_their_place() -> None:
     assert found.words.count("--limit-mm-per-prompt") == 1
     assert found.url == "http://127.0.0.1:8001"
     assert start("--host", "0.0.0.0", "--served-model-name", "x").name == "x"
+
+
+def test_an_option_in_parts_takes_its_place() -> None:
+    found = start("--limit-mm-per-prompt.image", "2")
+    assert "--limit-mm-per-prompt" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("stray", "FLAGS: 'stray' is no option; MODEL= names a checkpoint"),
+        ("--help", "FLAGS: --help starts no server; see vllm serve --help=all"),
+        ("--port 8001 -h", "--help starts no server"),
+        ("--help=all", "--help starts no server"),
+        ("--model other", "FLAGS: --model would be another checkpoint; give it as MODEL="),
+        ("--uds /tmp/x", "make serve does not know when a server with --uds is up"),
+        ("--headless", "make serve does not know when a server with --headless is up"),
+    ],
+)
+def test_words_that_are_refused_before_anything_else(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "--dry-run", f"--flags={words}"]) == Exit.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """An environment whose interpreter prints what it is given, and keeps its arguments."""
+
+    def build(said: str) -> Path:
+        python = environments.python(Paths(tmp_path / "build", "v0.19.1"))
+        python.parent.mkdir(parents=True)
+        seen = tmp_path / "seen"
+        program(python, f"printf '%s\\n' \"$@\" > '{seen}'; echo {shlex.quote(said)}")
+        return seen
+
+    monkeypatch.setattr(environments, "read_stamp", lambda _: {"checked": True})
+    return build
+
+
+def dry_run(folder: Path, flags: str) -> int:
+    words = ["serve", "--dry-run", "--json", f"--build-dir={folder / 'build'}"]
+    return cli.main([*words, f"--flags={flags}"])
+
+
+def test_what_vllms_parser_refuses(
+    tmp_path: Path, built: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, before a server is started; `use.options` is asked."""
+    seen = built('INFO a line\n{"error": "unrecognized arguments: --nonsense 3"}')
+    assert dry_run(tmp_path, "--nonsense 3") == Exit.USAGE
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error.startswith("FLAGS: unrecognized arguments: --nonsense 3")
+    assert seen.read_text().split() == ["-m", "use.options", str(TINY), "--nonsense", "3"]
+
+
+def test_what_vllms_parser_makes_of_the_words(
+    tmp_path: Path, built: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options of a --config file decide as those of FLAGS do."""
+    seen = built('{"words": ["--max-model-len", "512", "--port", "8002"]}')
+    assert dry_run(tmp_path, "--config=a.yaml --port 8002") == Exit.OK
+    report = json.loads(capsys.readouterr().out)
+    assert report["url"] == "http://127.0.0.1:8002"
+    assert report["command"].count("--max-model-len") == 1 and "512" in report["command"]
+    assert seen.read_text().split()[3:] == ["--config", "a.yaml", "--port", "8002"]
+
+
+def test_a_config_file_with_another_model(tmp_path: Path, built: Callable[[str], Path]) -> None:
+    built('{"words": ["--model", "other"]}')
+    assert dry_run(tmp_path, "--config a.yaml") == Exit.USAGE
+
+
+def test_an_engine_that_cannot_be_asked(
+    tmp_path: Path, built: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its server will say why."""
+    built("Traceback")
+    assert dry_run(tmp_path, "--port 8002") == Exit.OK
+    assert json.loads(capsys.readouterr().out)["url"].endswith("8002")
 
 
 def test_a_name_of_the_hub_has_the_sizes_of_its_release() -> None:
@@ -337,12 +457,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[serve.Server, serve.Start]]:
-    def build(before: str = "", stop: str = DRAINS) -> tuple[serve.Server, serve.Start]:
+    def build(
+        before: str = "", stop: str = DRAINS, drain: int = serve.DRAIN
+    ) -> tuple[serve.Server, serve.Start]:
         port = free_port()
-        where = serve.Start([], "tiny", "127.0.0.1", port)
+        where = serve.Start([], "tiny", "127.0.0.1", port, drain=drain)
         script = STAND_IN.format(before=before, port=port, stop=stop)
         log = tmp_path / "logs/serve.log"
-        return serve.Server([sys.executable, "-c", script], os.environ, where.url, log), where
+        argv = [sys.executable, "-c", script]
+        return serve.Server(argv, os.environ, where.url, log, drain), where
 
     return build
 
@@ -373,13 +496,40 @@ def test_a_signal_lets_requests_end(
 def test_a_server_that_does_not_end_is_killed(
     make: Callable[..., tuple[serve.Server, serve.Start]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "DRAIN", 1)
     monkeypatch.setattr(serve, "TO_END", 1)
-    server, _ = make(stop="pass")
+    server, _ = make(stop="pass", drain=1)
     assert server.wait(threading.Event())
     started = time.monotonic()
     assert server.stop() == -signal.SIGKILL
     assert 2 <= time.monotonic() - started < 10
+
+
+CUTS = r"""
+print("(APIServer pid=6) WARNING 11-27 07:00:00 [drain.py:92] 2 requests were not finished.",
+    flush=True)
+    os._exit(0)
+"""
+
+
+def test_requests_that_are_cut_off_are_counted(
+    make: Callable[..., tuple[serve.Server, serve.Start]],
+) -> None:
+    server, where = make(stop=CUTS.strip(), drain=7)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("Ctrl-C"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert serve.keep(say, server, where) == Exit.OK
+    assert "at most 7 s; FLAGS='--shutdown-timeout N' sets that" in said[-3]
+    assert said[-1] == "stopped; requests that were not finished in 7 s and cut off: 2"
+
+
+def test_the_limit_of_the_last_requests_is_the_users() -> None:
+    assert (start().drain, start("--shutdown-timeout", "300").drain) == (30, 300)
+    assert start("--shutdown_timeout=5").drain == 5
 
 
 def test_a_signal_while_it_starts(
@@ -416,6 +566,55 @@ def test_a_server_that_does_not_start_says_why(
     )
     assert caught.value.hint == f"log: {server.log}"
     assert "Engine core initialization failed" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        # argparse's, of the program and of its verb.
+        (
+            ["usage: main.py [-h] {serve} ...", "main.py: error: unrecognized arguments: --no 3"],
+            "unrecognized arguments: --no 3",
+        ),
+        (
+            ["main.py serve: error: argument --kv-cache-dtype: invalid choice: 'nonsense'"],
+            "argument --kv-cache-dtype: invalid choice: 'nonsense'",
+        ),
+        # pydantic's, which has the reason in a line of its own.
+        (
+            [
+                "(APIServer pid=6) pydantic_core._pydantic_core.ValidationError: "
+                "2 validation errors for SchedulerConfig",
+                "(APIServer pid=6) max_num_batched_tokens",
+                "(APIServer pid=6)   Input should be greater than or equal to 1 "
+                "[type=greater_than_equal, input_value=0, input_type=int]",
+                "(APIServer pid=6)     For further information visit https://errors.pydantic.dev",
+                "(APIServer pid=6) max_num_seqs",
+                "(APIServer pid=6)   Input should be greater than or equal to 1 "
+                "[type=greater_than_equal, input_value=0, input_type=int]",
+            ],
+            "ValidationError: SchedulerConfig: max_num_batched_tokens: "
+            "Input should be greater than or equal to 1",
+        ),
+        (
+            [
+                "(APIServer pid=6) pydantic_core._pydantic_core.ValidationError: "
+                "1 validation error for SchedulerConfig",
+                "(APIServer pid=6)   Value error, max_num_batched_tokens (2) must be more. "
+                "[type=value_error, input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]",
+            ],
+            "ValidationError: SchedulerConfig: Value error, max_num_batched_tokens (2) must be "
+            "more.",
+        ),
+    ],
+)
+def test_what_a_server_says_of_its_options(
+    lines: list[str], says: str, make: Callable[..., tuple[serve.Server, serve.Start]]
+) -> None:
+    server, where = make(f"print({chr(10).join(lines)!r}); sys.exit(2)")
+    with failing(Exit.FAILED) as caught:
+        serve.keep(lambda _: None, server, where)
+    assert caught.value.what == f"the server has ended with status 2: {says}"
 
 
 # As a worker of two that is killed ends the server, shortened.
