@@ -63,9 +63,14 @@ class Model:
     def of(cls, name: str, text: Mapping[str, Any], size: Callable[[str], int]) -> "Model":
         """Of a checkpoint: `text` is its completed text_config, `size` the bytes of a prefix."""
         layers = text["num_hidden_layers"]
+        pattern = text["sliding_window_pattern"]
+        if isinstance(pattern, int):
+            pattern = "L" * (min(pattern, layers + 1) - 1) + "G" * (pattern <= layers)
+        # Without a window, or a pattern, every layer is full.
+        repeated = (pattern if pattern and text["sliding_window"] else "G") * layers
         types = text.get("layer_types") or [
             "sliding_attention" if letter == "L" else "full_attention"
-            for letter in (str(text["sliding_window_pattern"]) * layers)[:layers]
+            for letter in repeated[:layers]
         ]
         full = types[:layers].count("full_attention")
         draft, vision = size(layout.DRAFT), size(layout.VISUAL)
