@@ -24,7 +24,7 @@ from series.config import ROOT
 from series.errors import Exit
 
 from . import fields, headers, layout, model_config, parts
-from .fields import COUNT, OBJECT, PLAIN, TEXT, Kind, either, integer, nullable, number, show
+from .fields import COUNT, OBJECT, PLAIN, TEXT, Kind, either, nullable, number, show
 from .headers import BadFileError, MissingError, Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -413,7 +413,16 @@ TOKENIZER_KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(
         ("additional_special_tokens", "extra_special_tokens"),
-        Kind(lambda value: isinstance(value, list | dict), "a list of tokens"),
+        Kind(
+            lambda value: (
+                isinstance(value, list | dict)
+                and all(
+                    isinstance(token, str | dict)
+                    for token in (value.values() if isinstance(value, dict) else value)
+                )
+            ),
+            "a list of tokens",
+        ),
     ),
 }
 
@@ -509,7 +518,7 @@ PROCESSOR_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("min_pixels", "max_pixels"), nullable(COUNT)),
     **dict.fromkeys(("image_mean", "image_std"), _COLORS),
     "rescale_factor": nullable(number(lambda value: True, "a number")),
-    "resample": nullable(integer(0)),
+    "resample": nullable(fields.one_of(*range(6))),
     "processor_class": nullable(TEXT),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), PLAIN),
 }
@@ -575,8 +584,12 @@ def check_pixels(found: Checkpoint, name: str, given: dict[str, Any]) -> None:
             found.wrong(name, what, "both are of one release: download them again")
     size = given.get("size")
     edges = ("shortest_edge", "longest_edge")
-    if size and not (isinstance(size, dict) and all(edge in size for edge in edges)):
+    is_size = isinstance(size, dict) and (not size or all(edge in size for edge in edges))
+    if size is not None and not is_size:
         found.wrong(name, f"size is {show(size)}, not shortest_edge and longest_edge", AGAIN)
+        return
+    if given.get("min_pixels", 1) is None and given.get("max_pixels") is not None:
+        found.wrong(name, "min_pixels is null beside max_pixels", AGAIN)
         return
     least, most = read_pixels(given)
     side = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
@@ -600,6 +613,7 @@ SAMPLING_KINDS: dict[str, Kind] = {
     "min_p": nullable(number(lambda value: 0 <= value <= 1, "a number from 0 to 1")),
     "repetition_penalty": nullable(number(lambda value: value > 0, "a number above 0")),
     "max_new_tokens": nullable(COUNT),
+    "early_stopping": nullable(either(fields.FLAG, fields.one_of("never"))),
     "eos_token_id": nullable(
         Kind(
             lambda value: (
@@ -630,7 +644,7 @@ def check_generation(found: Checkpoint) -> None:
         return
     if not found.compare(name, SAMPLING_KINDS, chosen):
         return
-    names = [key for key in SAMPLING_KINDS if key != "eos_token_id"]
+    names = [key for key in SAMPLING_KINDS if key not in ("eos_token_id", "early_stopping")]
     shown = {key: chosen[key] for key in names if chosen.get(key) is not None}
     ends = chosen.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]

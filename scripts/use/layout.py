@@ -215,7 +215,10 @@ _ARGS_KINDS: dict[str, Kind] = {
     "actorder": nullable(either(FLAG, one_of("group", "weight", "dynamic", "static"))),
     "observer": nullable(TEXT),
     "observer_kwargs": OBJECT,
+    **dict.fromkeys(("scale_dtype", "zp_dtype"), nullable(TEXT)),
 }
+# Of these formats the activations are quantized, and without a scheme only those of floats.
+_ACTIVATED = ("naive-quantized", "int-quantized", "float-quantized")
 
 
 def _problem(kinds: Mapping[str, Kind], values: Mapping[str, Any], part: str = "") -> str:
@@ -235,6 +238,8 @@ def _args_problem(args: Mapping[str, Any], part: str) -> str:
     }
     if problem := _problem(_ARGS_KINDS, words, f"{part}."):
         return problem
+    if unknown := sorted(set(args) - set(_ARGS_KINDS)):
+        return f"{part} has {unknown[0]}, which compressed-tensors does not know"
     size, strategy = args.get("group_size"), _strategy(args)
     is_grouped = strategy in ("group", "tensor_group")
     if is_grouped and (size or 0) < 1:
@@ -293,6 +298,10 @@ class Quantization:
                 problem = problem or _args_problem(group.get(key) or {}, f"{part}{key}")
             if problem:
                 return problem
+            form = group.get("format") or self.config.get("format")
+            kind = str(group["weights"].get("type", "int")).lower()
+            if form in _ACTIVATED and not group.get("input_activations") and kind != "float":
+                return f"{part}input_activations are missing, which the format {form} needs"
         return ""
 
     @staticmethod

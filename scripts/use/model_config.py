@@ -63,12 +63,8 @@ TEXT_KINDS: dict[str, Kind] = {
     "hidden_act": fields.one_of("silu"),
     "sliding_window": nullable(COUNT),
     "sliding_window_pattern": Kind(
-        lambda v: (
-            v is None
-            or fields.is_integer(v)
-            or (isinstance(v, str) and len(v) < 1000 and set(v) <= set("LG"))
-        ),
-        "letters L and G, an integer above 0, or null",
+        lambda v: v is None or fields.is_integer(v) or isinstance(v, str),
+        "a string, an integer above 0, or null",
     ),
     **dict.fromkeys(("layer_types", "mtp_layer_types"), _NAMES),
     "num_nextn_predict_layers": ID,
@@ -97,6 +93,9 @@ TOP_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), nullable(ID)),
     "tie_word_embeddings": nullable(FLAG),
     "transformers_version": nullable(TEXT),
+    **dict.fromkeys(("id2label", "label2id"), nullable(OBJECT)),
+    **dict.fromkeys(("num_labels", "chunk_size_feed_forward"), ID),
+    "is_encoder_decoder": FLAG,
     "auto_map": nullable(fields.either(OBJECT, TEXT)),
     **_QUANTIZED,
     **_DTYPES,
@@ -259,6 +258,10 @@ def _check_layer_types(config: ModelConfig) -> None:
     named = {*(types or ()), *(of_drafts or ())}
     if text["sliding_window"] is None and "sliding_attention" in named:
         what = "text_config.sliding_window is missing, and layer_types has sliding_attention"
+        config.wrong.append((what, DOWNLOAD))
+    pattern = text["sliding_window_pattern"]
+    if types is None and isinstance(pattern, str) and set(pattern) - set("LG"):
+        what = f"text_config.sliding_window_pattern is {show(pattern)}, its letters are L and G"
         config.wrong.append((what, DOWNLOAD))
     if types is None:
         config.notes.append("no layer_types: they follow sliding_window_pattern")

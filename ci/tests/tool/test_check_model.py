@@ -20,7 +20,7 @@ from bench import dims, memory
 from conftest import REPO, failing, git
 from series import cli
 from series.errors import Exit
-from use import check_model, headers, layout
+from use import check_model, headers, layout, serve
 from use.check_model import TINY
 
 Change = Callable[[Path], object]
@@ -596,6 +596,46 @@ BROKEN: dict[str, tuple[Change, str]] = {
         config(text__rope_scaling={"rope_type": "dynamic"}),
         "config.json: text_config.rope_scaling has the type 'dynamic', it is one of .*; take",
     ),
+    "letters that no window has": (
+        config(text__layer_types=None, text__sliding_window_pattern="LX"),
+        "config.json: text_config.sliding_window_pattern is 'LX', its letters are L and G; take",
+    ),
+    "labels that are a number": (
+        config(id2label=5),
+        "config.json: id2label is 5, it is an object, or null; take",
+    ),
+    "a least size that is null": (
+        processor(min_pixels=None),
+        "preprocessor_config.json: min_pixels is null beside max_pixels; download",
+    ),
+    "sizes in a list": (
+        video(size=[]),
+        r"video_preprocessor_config.json: size is \[\], not shortest_edge and longest_edge; down",
+    ),
+    "a way to resample that is none": (
+        processor(resample=99),
+        "preprocessor_config.json: resample is 99, it is one of 0, 1, 2, 3, 4, 5, or null; down",
+    ),
+    "special tokens that are numbers": (
+        tokenizer_config(extra_special_tokens=[5]),
+        r"tokenizer_config.json: extra_special_tokens is \[5\], it is a list of tokens; download",
+    ),
+    "an argument of another library": (
+        quantization(groups(foo=5)),
+        "quantization_config: config_groups.g.weights has foo, which compressed-tensors does not",
+    ),
+    "integers without activations": (
+        quantization(groups(type="int")),
+        "quantization_config: config_groups.g.input_activations are missing, which the format",
+    ),
+    "an early stop in numbers": (
+        generation(early_stopping=5),
+        "generation_config.json: early_stopping is 5, it is true or false, or never, or null; do",
+    ),
+    "deep sampling": (
+        write("generation_config.json", DEEP),
+        "generation_config.json: it is no JSON: it is nested too deeply; download",
+    ),
     "an empty index": (
         lambda folder: edit(folder / INDEX, lambda data: data.update(weight_map={})),
         f"{INDEX}: its weight_map is empty; download",
@@ -755,6 +795,8 @@ def assert_is_told(folder: Path, name: str, place: tuple[Any, ...], value: Any) 
     try:
         found = check_model.check(folder)
         lines = [str(finding) for finding in found.findings]
+        if not found.wrongs:
+            serve.look(str(folder))
     except Exception as error:
         raise AssertionError(f"{where}: {error!r}") from error
     assert lines, where

@@ -54,6 +54,23 @@ def test_sizes_are_those_of_the_memory_page() -> None:
     assert (tiny.context, has_draft, width) == (2048, True, 2)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "window", "full"),
+    [
+        *(("LLLG", 32, 2), (4, 32, 2), (1, 32, 8), (9, 32, 0), (10**12, 32, 0), ("", 32, 8)),
+        *((None, 32, 8), ("LLLG", None, 8)),
+    ],
+)
+def test_layers_without_types_follow_the_pattern(
+    pattern: str | int | None, window: int | None, full: int
+) -> None:
+    """As the config class of the series reads it."""
+    text = json.loads((TINY / "config.json").read_text())["text_config"]
+    text |= {"layer_types": None, "sliding_window_pattern": pattern, "sliding_window": window}
+    model = Model.of("x", text, lambda _: 0)
+    assert (model.full_layers, model.sliding_layers) == (full, 8 - full)
+
+
 def test_two_cards_halve_all_but_the_drafts_fc() -> None:
     one, two = (Plan(BF16, H100, 2, tensor_parallel=n) for n in (1, 2))
     assert two.kv() == one.kv() / 2
@@ -255,6 +272,13 @@ def test_a_broken_checkpoint_is_not_served(tmp_path: Path) -> None:
     with failing(Exit.FAILED, "config.json: model_type is None") as caught:
         serve.look(str(tmp_path))
     assert caught.value.hint == f"make check-model MODEL={tmp_path}"
+    for model in ("~nosuch-user/EXAONE-4.5", f"{tmp_path}/EXAONE-4.5-{'x' * 300}"):
+        assert serve.look(model)[0] == BF16
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with failing(Exit.FAILED, "config.json: it is no JSON: it is nested too deeply"):
+        serve.look(str(tmp_path))
+    with failing(Exit.USAGE, "is a file"):
+        serve.look(str(tmp_path / "config.json"))
 
 
 def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
