@@ -6,9 +6,11 @@ a GPU nor torch. What only packages can tell is asked of the engine's environmen
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import re
+import stat
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,15 +23,23 @@ from series.command import Command
 from series.config import ROOT
 from series.errors import Exit
 
-from . import headers, layout, model_config, parts
-from .headers import BadFileError, Tensor
+from . import fields, headers, layout, model_config, parts
+from .fields import COUNT, OBJECT, PLAIN, TEXT, Kind, either, nullable, number, show
+from .headers import BadFileError, MissingError, Tensor
 
 INDEX = "model.safetensors.index.json"
+TEMPLATE = "chat template"
 AGAIN = "download it again"
 # What is hashed without being asked: a second or two.
 QUICK = 2**30
+# Of colors from 0 to 1; what is divided by less is no number in float32.
+LEAST_STD = 1e-30
+# Of one picture; with more the sizes of tensors do not fit into 64 bits.
+MOST_PIXELS = 2**40
 SMALL = 2**28
 NAMES_SHOWN = 5
+QUOTES = "'\""
+LONGEST_NAME = 200
 CONVERSATIONS = Path("tests/models/multimodal/exaone4_5_conversations.json")
 TINY = ROOT / "scripts/models/tiny"
 # Marks of an interrupted download, of the hub's client, git and others.
@@ -61,14 +71,22 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     has_all_headers: bool = False
 
+    quantization: layout.Quantization | None = None
+    """None where the config or its quantization_config is wrong."""
+
+    def add(self, state: str, where: str, what: str, todo: str = "") -> None:
+        # Names and values are those of the files, with line ends and all.
+        words = (fields.printable(text) for text in (where, what, todo))
+        self.findings.append(Finding(state, *words))
+
     def ok(self, where: str, what: str) -> None:
-        self.findings.append(Finding("ok", where, what))
+        self.add("ok", where, what)
 
     def note(self, where: str, what: str) -> None:
-        self.findings.append(Finding("note", where, what))
+        self.add("note", where, what)
 
     def wrong(self, where: str, what: str, todo: str) -> None:
-        self.findings.append(Finding("wrong", where, what, todo))
+        self.add("wrong", where, what, todo)
 
     @property
     def wrongs(self) -> list[Finding]:
@@ -78,37 +96,60 @@ class Checkpoint:
         """Bytes of the tensors whose names begin so."""
         return sum(t.size for name, t in self.tensors.items() if name.startswith(prefix))
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file, or a finding that says what is in its place."""
+        return any(f.where == name for f in self.findings) or (self.folder / name).exists()
+
     def read_json(self, name: str, needed: bool = True) -> Any:
-        """A small file; None, and a finding if it is needed or damaged."""
-        path = self.folder / name
-        if not path.is_file():
-            if needed:
-                self.wrong(name, "it is missing", "download it")
-            return None
+        """The object in a small file; None, and a finding if it is needed or damaged."""
         try:
-            headers.refuse_pointer(path)
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = headers.parse(headers.read_text(self.folder / name))
+        except MissingError as error:
+            if needed:
+                self.wrong(name, error.what, error.todo)
+            return None
         except BadFileError as error:
             self.wrong(name, error.what, error.todo)
-        except ValueError as error:
-            self.wrong(name, f"it is no JSON: {error}", AGAIN)
-        return None
+            return None
+        if not isinstance(found, dict):
+            self.wrong(name, "it is no JSON object", AGAIN)
+            return None
+        return found
+
+    def compare(self, name: str, kinds: dict[str, Kind], values: Any, todo: str = AGAIN) -> bool:
+        """Whether all fields of a file are of their kinds; a finding for each that is not."""
+        problems = list(fields.problems(kinds, values))
+        for what in problems:
+            self.wrong(name, what, todo)
+        return not problems
 
 
 def some(names: Iterable[str]) -> str:
     """The first names of many."""
     known = sorted(names)
     more = len(known) - NAMES_SHOWN
-    return ", ".join(known[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(name[:LONGEST_NAME] for name in known[:NAMES_SHOWN]) + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 def check(folder: Path, hashes: bool = False) -> Checkpoint:
     """Everything that needs no package."""
     found = Checkpoint(folder)
+    try:
+        next(folder.iterdir(), None)
+        with contextlib.suppress(FileNotFoundError):
+            # Which asks the folder, not the file.
+            (folder / "config.json").lstat()
+    except OSError as error:
+        refused = headers.refuse(folder, error)
+        found.wrong(str(folder), refused.what, refused.todo)
+        return found
     check_config(found)
     check_shards(found)
-    if found.config is not None and not found.config.wrong and found.has_all_headers:
-        check_tensors(found, found.config)
+    check_unfinished(found)
+    if found.config and found.quantization and found.has_all_headers:
+        check_tensors(found, found.config, found.quantization)
     check_tokenizer(found)
     check_processor(found)
     check_generation(found)
@@ -135,6 +176,17 @@ def check_config(found: Checkpoint) -> None:
             f"{text['num_hidden_layers']} layers of width {text['hidden_size']}, context "
             f"{text['max_position_embeddings']}, vision encoder of {config.vision['depth']} blocks",
         )
+        check_quantization_config(found, config)
+
+
+def check_quantization_config(found: Checkpoint, config: model_config.ModelConfig) -> None:
+    quantization = layout.Quantization(config.quantization)
+    if problem := quantization.problem():
+        found.wrong("quantization_config", problem, model_config.DOWNLOAD)
+        return
+    if config.quantization is not None and not quantization.method:
+        found.note("quantization_config", "it has no quant_method: read as if it was not there")
+    found.quantization = quantization
 
 
 # ---- the files of weights ----
@@ -146,18 +198,15 @@ def check_shards(found: Checkpoint) -> None:
     weights = found.read_json(INDEX, needed=False)
     named: dict[str, str] = {}
     if weights is not None:
-        try:
-            named = dict(weights["weight_map"])
-            if not all(isinstance(file, str) for file in named.values()):
-                raise TypeError
-        except (TypeError, KeyError, ValueError):
+        named = weights.get("weight_map")
+        if not isinstance(named, dict) or not fields.is_names([*named.values()]):
             found.wrong(INDEX, "it has no weight_map", AGAIN)
+            return
+        if not named:
+            found.wrong(INDEX, "its weight_map is empty", AGAIN)
             return
     elif any(finding.where == INDEX for finding in found.findings):
         return
-    for pattern in UNFINISHED:
-        for path in sorted(found.folder.glob(pattern)):
-            found.wrong(path.name, "a download has not ended", "run the download again")
     wanted = set(named.values()) or there
     if not wanted:
         others = sorted(path.name for path in found.folder.glob("*.bin"))
@@ -180,6 +229,15 @@ def check_shards(found: Checkpoint) -> None:
     read_headers(found, sorted(wanted & there), named, not absent)
 
 
+def check_unfinished(found: Checkpoint) -> None:
+    for pattern in UNFINISHED:
+        for path in sorted(found.folder.glob(pattern)):
+            if found.has_all_headers:
+                found.note(path.name, "a download left it; every file of the index is whole")
+            else:
+                found.wrong(path.name, "a download has not ended", "run the download again")
+
+
 def read_headers(
     found: Checkpoint, files: list[str], named: dict[str, str], is_complete: bool
 ) -> None:
@@ -190,13 +248,6 @@ def read_headers(
             tensors = headers.read_header(found.folder / name)
         except BadFileError as error:
             found.wrong(name, error.what, error.todo)
-            bad += 1
-            continue
-        except OSError as error:
-            is_link = (found.folder / name).is_symlink() and isinstance(error, FileNotFoundError)
-            what = "it links to nothing" if is_link else f"it cannot be read: {error.strerror}"
-            todo = AGAIN if is_link else "look at what it is, and at its permissions"
-            found.wrong(name, what, todo)
             bad += 1
             continue
         for tensor in tensors:
@@ -218,15 +269,17 @@ def read_headers(
 # ---- tensors against the config ----
 
 
-def check_tensors(found: Checkpoint, config: model_config.ModelConfig) -> None:
+def check_tensors(
+    found: Checkpoint, config: model_config.ModelConfig, quantization: layout.Quantization
+) -> None:
     """Names, shapes and types: missing, without a place, of another shape or type."""
-    if config.quantization is None and config.top.get("quantization_config") is not None:
-        found.wrong("config.json", "quantization_config is no object", model_config.DOWNLOAD)
-        return
-    quantization = layout.Quantization(config.quantization)
-    if problem := quantization.problem():
-        found.wrong("quantization_config", problem, model_config.DOWNLOAD)
-        return
+    # A layout of as many layers as a damaged number says would fill the memory.
+    for part, name in (("text", "num_hidden_layers"), ("vision", "depth")):
+        layers = getattr(config, part)[name]
+        if layers > len(found.tensors):
+            what = f"{part}_config.{name} is {show(layers)}, the files have {len(found.tensors)}"
+            found.wrong("config.json", f"{what} tensors", model_config.DOWNLOAD)
+            return
     expected, unknown = layout.make(config.text, config.vision, quantization, found.tensors)
     check_quantization(found, config, quantization)
     drafts = {name for name in found.tensors if name.startswith(layout.DRAFT)}
@@ -289,9 +342,6 @@ def check_quantization(
     found: Checkpoint, config: model_config.ModelConfig, quantization: layout.Quantization
 ) -> None:
     if not quantization.method:
-        if config.quantization is not None:
-            what = "quantization_config has no quant_method"
-            found.wrong("config.json", what, model_config.DOWNLOAD)
         return
     modules = layout.linear_modules(config.text, config.vision)
     chosen = [m for m in modules if not quantization.is_ignored(m)]
@@ -302,8 +352,8 @@ def check_quantization(
         f"of {name}"
         for name, root in roots.items()
     ]
-    form = config.quantization.get("format") if config.quantization else None
-    kind = f"{quantization.method} {form}" if form else quantization.method
+    form = quantization.config.get("format")
+    kind = f"{quantization.method} {show(form).strip(QUOTES)}" if form else quantization.method
     found.ok("quantization_config", f"{kind}: {', '.join(counts)}")
     for first, other in quantization.split_groups(modules):
         found.wrong(
@@ -325,11 +375,9 @@ def check_quantization(
             found.note(
                 f"quantization_config.{key}", f"names no module of this model: {some(useless)}"
             )
-    per = {
-        group["weights"].get("group_size")
-        for group in (quantization.config.get("config_groups") or {}).values()
-        if group.get("weights")
-    } | {quantization.config.get("group_size")}
+    per = {group["weights"].get("group_size") for group in quantization.groups.values()} | {
+        quantization.config.get("group_size")
+    }
     for size in sorted(s for s in per if isinstance(s, int) and s > 0):
         odd = [m for m in chosen if modules[m][1] % size]
         if odd:
@@ -342,24 +390,60 @@ def check_quantization(
 
 # ---- tokenizer, processor, generation ----
 
+_TOKEN = nullable(
+    either(
+        TEXT,
+        Kind(
+            lambda value: isinstance(value, dict) and isinstance(value.get("content"), str),
+            "an object with its content",
+        ),
+    )
+)
+# What transformers refuses to take otherwise.
+TOKENIZER_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("bos_token", "eos_token", "unk_token", "sep_token"), _TOKEN),
+    **dict.fromkeys(("pad_token", "cls_token", "mask_token"), _TOKEN),
+    "tokenizer_class": nullable(TEXT),
+    "padding_side": fields.one_of("left", "right"),
+    "auto_map": nullable(OBJECT),
+    "model_max_length": nullable(number(lambda value: True, "a number")),
+    "added_tokens_decoder": Kind(
+        lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+        "an object of objects",
+    ),
+    **dict.fromkeys(
+        ("additional_special_tokens", "extra_special_tokens"),
+        Kind(
+            lambda value: (
+                isinstance(value, list | dict)
+                and all(
+                    isinstance(token, str | dict)
+                    for token in (value.values() if isinstance(value, dict) else value)
+                )
+            ),
+            "a list of tokens",
+        ),
+    ),
+}
+
 
 def check_tokenizer(found: Checkpoint) -> None:
     tokenizer = found.read_json("tokenizer.json")
-    settings = found.read_json("tokenizer_config.json")
-    if settings is None or tokenizer is None:
+    settings = found.read_json("tokenizer_config.json", needed=False)
+    if settings is not None:
+        found.compare("tokenizer_config.json", TOKENIZER_KINDS, settings)
+    elif not found.has("tokenizer_config.json"):
+        what = "there is none: tokenizer.json is enough, where an answer ends is in the configs"
+        found.note("tokenizer_config.json", what)
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        found.read_json(name, needed=False)
+    check_template(found)
+    if tokenizer is None:
         return
-    if not isinstance(settings, dict):
-        found.wrong("tokenizer_config.json", "it is no JSON object", AGAIN)
-        return
-    if not (parts.read_template(found.folder) or "").strip():
-        what = "there is none: requests for a chat get status 400"
-        found.wrong("chat template", what, "download chat_template.jinja")
     try:
-        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-        vocab = tokenizer["model"]["vocab"]
-        highest = max([*added.values(), *(vocab.values() if isinstance(vocab, dict) else ())])
-    except (KeyError, TypeError, ValueError) as error:
-        found.wrong("tokenizer.json", f"it cannot be read: {error!r}", AGAIN)
+        added, vocab = read_vocabulary(tokenizer)
+    except BadFileError as error:
+        found.wrong("tokenizer.json", error.what, error.todo)
         return
     before = len(found.wrongs)
     lacking = [text for text in SPECIAL if text not in added and text not in vocab]
@@ -369,9 +453,10 @@ def check_tokenizer(found: Checkpoint) -> None:
     config = found.config
     if config is not None and not config.wrong:
         for text, number in config.token_ids().items():
-            if added.get(text) != number:
-                what = f"{text} is {added.get(text)}, config.json says {number}"
+            if number is not None and added.get(text) != number:
+                what = f"{text} is {show(added.get(text))}, config.json says {number}"
                 found.wrong("tokenizer.json", what, "both are of one release: download them again")
+        highest = max([*added.values(), *vocab.values()], default=0)
         if highest >= config.text["vocab_size"]:
             what = f"its highest id is {highest}, the embedding has {config.text['vocab_size']}"
             found.wrong("tokenizer.json", what, "take the tokenizer of the release")
@@ -379,125 +464,241 @@ def check_tokenizer(found: Checkpoint) -> None:
         found.ok("tokenizer.json", "its tokens are those of config.json")
 
 
-def check_processor(found: Checkpoint) -> None:
-    image = found.read_json("preprocessor_config.json", needed=False)
-    name = "preprocessor_config.json"
-    if image is None:
-        if any(finding.where == name for finding in found.findings):
-            return
-        name = "processor_config.json"
-        whole = found.read_json(name, needed=False)
-        image = whole.get("image_processor") if isinstance(whole, dict) else None
-    if not isinstance(image, dict):
-        what = "there is neither it nor processor_config.json with an image_processor"
-        found.wrong("preprocessor_config.json", what, "download it")
+def check_template(found: Checkpoint) -> None:
+    try:
+        name, template = parts.find_template(found.folder)
+    except parts.BadTemplateError as error:
+        # What is no JSON at all has its line.
+        if not any(finding.where == error.where for finding in found.wrongs):
+            found.wrong(error.where, error.what, error.todo)
         return
+    if not template.strip():
+        what = "there is none: requests for a chat get status 400"
+        found.wrong(name or TEMPLATE, what, "download chat_template.jinja")
+
+
+def read_vocabulary(tokenizer: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of the added tokens, and of the others where the model has them by name."""
+    added, model = tokenizer.get("added_tokens"), tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, list | dict):
+        raise BadFileError("it cannot be read: it has no model with a vocab")
+    if not isinstance(added, list):
+        raise BadFileError("it cannot be read: it has no list of added_tokens")
+    found = {}
+    for token in added:
+        content, number = (
+            (token.get(key) for key in ("content", "id")) if isinstance(token, dict) else (None, 0)
+        )
+        if not isinstance(content, str) or not fields.is_integer(number, 0):
+            raise BadFileError(
+                f"it cannot be read: its added token {show(token)} has no content or id"
+            )
+        found[content] = number
+    known = vocab if isinstance(vocab, dict) else {}
+    bad = next((name for name, number in known.items() if not fields.is_integer(number, 0)), None)
+    if bad is not None:
+        raise BadFileError(f"it cannot be read: the id of {show(bad)} is {show(known[bad])}")
+    return found, known
+
+
+IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
+_COLORS = nullable(
+    Kind(
+        lambda value: (
+            value == []
+            or (isinstance(value, list) and len(value) == 3 and all(map(fields.is_number, value)))
+        ),
+        "three numbers",
+    )
+)
+# Of pictures and of videos, as transformers' Qwen2VL takes them.
+PROCESSOR_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), COUNT),
+    **dict.fromkeys(("min_pixels", "max_pixels"), nullable(COUNT)),
+    **dict.fromkeys(("image_mean", "image_std"), _COLORS),
+    "rescale_factor": nullable(number(lambda value: True, "a number")),
+    "resample": nullable(fields.one_of(*range(6))),
+    "processor_class": nullable(TEXT),
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), PLAIN),
+}
+
+
+def check_processor(found: Checkpoint) -> None:
     before = len(found.wrongs)
-    kinds = [image.get("image_processor_type")]
-    video = found.read_json("video_preprocessor_config.json", needed=False)
-    if isinstance(video, dict):
-        kinds.append(video.get("video_processor_type"))
-    fork = [kind for kind in kinds if kind and str(kind).startswith("Exaone4_5_")]
+    whole = found.read_json("processor_config.json", needed=False) or {}
+    nested = {"image_processor": nullable(OBJECT), "video_processor": nullable(OBJECT)}
+    if not found.compare("processor_config.json", nested, whole):
+        return
+    image, name = found.read_json(IMAGE, needed=False), IMAGE
+    if image is None and not found.has(IMAGE):
+        image, name = whole.get("image_processor"), "processor_config.json"
+        if not image and len(found.wrongs) == before:
+            what = "there is neither it nor processor_config.json with an image_processor"
+            found.wrong(IMAGE, what, "download it")
+    video, video_name = found.read_json(VIDEO, needed=False), VIDEO
+    if video is None and not found.has(VIDEO):
+        video, video_name = whole.get("video_processor"), "processor_config.json"
+    kinds = [(image or {}).get("image_processor_type"), (video or {}).get("video_processor_type")]
+    fork = [kind for kind in kinds if isinstance(kind, str) and kind.startswith("Exaone4_5_")]
     if fork:
         what = f"{' and '.join(fork)} are a fork's, in no release of transformers"
         found.note(name, f"{what}: read as Qwen2VL's")
+    for file, given in ((name, image), (video_name, video)):
+        if given:
+            check_pixels(found, file, given)
+    if not image or len(found.wrongs) > before:
+        return
     if not image.get("image_mean") or not image.get("image_std"):
         found.note(name, "no image_mean or image_std: Qwen2VL's defaults are used")
-    elif problem := bad_normalization(image["image_mean"], image["image_std"]):
-        found.wrong(name, problem, AGAIN)
-    config = found.config
-    both = {name: image, "video_preprocessor_config.json": video}
-    for file, given in both.items():
-        if config is None or config.wrong:
-            break
-        for ours, theirs in (
-            ("patch_size", "patch_size"),
-            ("temporal_patch_size", "temporal_patch_size"),
-            ("merge_size", "spatial_merge_size"),
-        ):
-            want = config.vision[theirs]
-            if isinstance(given, dict) and given.get(ours, want) != want:
-                what = f"{ours} is {given[ours]!r}, vision_config.{theirs} {want}"
-                found.wrong(file, what, "both are of one release: download them again")
-    size = image.get("size") or {}
-    if not isinstance(size, dict):
-        found.wrong(name, f"size is {size!r}, not shortest_edge and longest_edge", AGAIN)
+    least, most = read_pixels(image)
+    found.ok(name, f"images of {least // 784} to {most // 784} tokens")
+
+
+def read_pixels(given: dict[str, Any]) -> tuple[Any, Any]:
+    """The least and the most pixels that a processor says, in either of the two places."""
+    size = given.get("size") or {}
+    least, most = given.get("min_pixels"), given.get("max_pixels")
+    return (
+        size.get("shortest_edge", 3136) if least is None else least,
+        size.get("longest_edge", 3211264) if most is None else most,
+    )
+
+
+def check_pixels(found: Checkpoint, name: str, given: dict[str, Any]) -> None:
+    """The fields of a processor, and its sizes against those of the vision encoder."""
+    if not found.compare(name, PROCESSOR_KINDS, given):
         return
-    least = image.get("min_pixels") or size.get("shortest_edge") or 3136
-    most = image.get("max_pixels") or size.get("longest_edge") or 3211264
-    if not all(isinstance(n, int) and n > 0 for n in (least, most)) or least > most:
-        found.wrong(name, f"min_pixels {least!r} and max_pixels {most!r} leave no size", AGAIN)
-    if len(found.wrongs) == before:
-        found.ok(name, f"images of {least // 784} to {most // 784} tokens")
+    std = given.get("image_std")
+    if std and not all(abs(one) > LEAST_STD for one in std):
+        found.wrong(name, f"image_std {show(std)} divides by zero", AGAIN)
+    vision = found.config.vision if found.config and not found.config.wrong else {}
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):
+        want = vision.get(theirs)
+        if want and given.get(ours, want) != want:
+            what = f"{ours} is {show(given[ours])}, vision_config.{theirs} {want}"
+            found.wrong(name, what, "both are of one release: download them again")
+    size = given.get("size")
+    edges = ("shortest_edge", "longest_edge")
+    is_size = isinstance(size, dict) and (not size or all(edge in size for edge in edges))
+    if size is not None and not is_size:
+        found.wrong(name, f"size is {show(size)}, not shortest_edge and longest_edge", AGAIN)
+        return
+    if given.get("min_pixels", 1) is None and given.get("max_pixels") is not None:
+        found.wrong(name, "min_pixels is null beside max_pixels", AGAIN)
+        return
+    least, most = read_pixels(given)
+    side = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
+    is_range = fields.is_integer(least) and fields.is_integer(most, side**2) and least <= most
+    if not is_range or most >= MOST_PIXELS:
+        what = f"min_pixels {show(least)} and max_pixels {show(most)} leave no size"
+        found.wrong(name, what, AGAIN)
 
 
-def bad_normalization(mean: Any, std: Any) -> str:
-    """What is wrong with a mean and a deviation of three colors; '' if nothing is."""
-    for name, values in (("image_mean", mean), ("image_std", std)):
-        is_list = isinstance(values, list) and len(values) == 3
-        if not is_list or not all(isinstance(v, int | float) for v in values):
-            return f"{name} is {values!r}, not three numbers"
-    return "" if all(std) else f"image_std {std!r} divides by zero"
+_FINITE = number(lambda value: value >= 0, "a number that is not negative")
+# What a request gets that sets none: vLLM refuses the request then.
+SAMPLING_KINDS: dict[str, Kind] = {
+    "temperature": nullable(_FINITE),
+    "top_p": nullable(number(lambda value: 0 < value <= 1, "a number above 0, to 1")),
+    "top_k": nullable(
+        Kind(
+            lambda value: isinstance(value, int) and -1 <= value < 2**31,
+            "an integer from -1 to 2147483647",
+        )
+    ),
+    "min_p": nullable(number(lambda value: 0 <= value <= 1, "a number from 0 to 1")),
+    "repetition_penalty": nullable(number(lambda value: value > 0, "a number above 0")),
+    "max_new_tokens": nullable(COUNT),
+    "early_stopping": nullable(either(fields.FLAG, fields.one_of("never"))),
+    "eos_token_id": nullable(
+        Kind(
+            lambda value: (
+                fields.is_integer(value, -1)
+                or (isinstance(value, list) and all(fields.is_integer(end, -1) for end in value))
+            ),
+            "an integer, or a list of them",
+        )
+    ),
+}
 
 
 def check_generation(found: Checkpoint) -> None:
-    chosen = found.read_json("generation_config.json", needed=False)
-    if chosen is None:
-        if not (found.folder / "generation_config.json").exists():
-            found.note("generation_config.json", "there is none: the server's own sampling")
+    name = "generation_config.json"
+    try:
+        chosen = headers.parse(headers.read_text(found.folder / name))
+    except MissingError:
+        found.note(name, "there is none: the server's own sampling")
+        return
+    except headers.DeepError as error:
+        found.wrong(name, error.what, error.todo)
+        return
+    except BadFileError as error:
+        found.note(name, f"{error.what}: the server passes over it")
         return
     if not isinstance(chosen, dict):
-        found.wrong("generation_config.json", "it is no JSON object", AGAIN)
+        found.wrong(name, "it is no JSON object", AGAIN)
         return
-    shown = {k: chosen[k] for k in ("temperature", "top_p", "top_k") if k in chosen}
-    for key, value in shown.items():
-        if not isinstance(value, int | float):
-            found.wrong("generation_config.json", f"{key} is {value!r}, not a number", AGAIN)
-            return
+    if not found.compare(name, SAMPLING_KINDS, chosen):
+        return
+    names = [key for key in SAMPLING_KINDS if key not in ("eos_token_id", "early_stopping")]
+    shown = {key: chosen[key] for key in names if chosen.get(key) is not None}
     ends = chosen.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     config = found.config
     if config is not None and not config.wrong:
-        beyond = [end for end in ends if isinstance(end, int) and end >= config.text["vocab_size"]]
+        size = config.text["vocab_size"]
+        beyond = [end for end in ends if end is not None and end >= size]
         if beyond:
-            what = f"eos_token_id {beyond[0]} is in no vocabulary of {config.text['vocab_size']}"
-            found.wrong("generation_config.json", what, "take the file of the release")
+            what = f"eos_token_id {show(beyond[0])} is in no vocabulary of {size}"
+            found.wrong(name, what, "take the file of the release")
     if shown:
-        found.note("generation_config.json", f"requests that set none get {shown}")
+        found.note(name, f"requests that set none get {shown}")
 
 
 # ---- hashes ----
 
 
-def published_hashes(folder: Path) -> dict[str, tuple[str, str]]:
+def published_hashes(found: Checkpoint) -> dict[str, tuple[str, str]]:
     """The kind (sha256 or git) and the hash of files, where somebody wrote it down.
 
     In SHA256SUMS, in NAME.sha256, in what the hub's client keeps in `.cache`, and in the names of
     the files that a snapshot of its cache links to.
     """
-    found: dict[str, tuple[str, str]] = {}
+    folder = found.folder
+    published: dict[str, tuple[str, str]] = {}
 
     def add(name: str, text: str) -> None:
         kind = {64: "sha256", 40: "git"}.get(len(text))
         if kind and re.fullmatch("[0-9a-f]+", text):
-            found.setdefault(name, (kind, text))
+            published.setdefault(name, (kind, text))
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            what = headers.refuse(path, error).what
+            found.note(path.name, f"{what}: nothing is compared with it")
+            return ""
 
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             add(path.name, path.readlink().name)
         if path.name.endswith(".sha256"):
-            words = path.read_text(encoding="utf-8", errors="replace").split()
+            words = read(path).split()
             add(path.name.removesuffix(".sha256"), words[0].lower() if words else "")
-    listed = folder / "SHA256SUMS"
-    if listed.is_file():
-        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+    if (folder / "SHA256SUMS").is_symlink() or (folder / "SHA256SUMS").exists():
+        for line in read(folder / "SHA256SUMS").splitlines():
             text, _, name = line.partition(" ")
             add(name.strip().lstrip("*"), text.lower())
     for path in sorted((folder / ".cache/huggingface/download").glob("*.metadata")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read(path).splitlines()
         if len(lines) > 1:
             add(path.name.removesuffix(".metadata"), lines[1].strip('"'))
-    return found
+    return published
 
 
 def hash_of(path: Path, kind: str) -> str:
@@ -513,18 +714,24 @@ def hash_of(path: Path, kind: str) -> str:
 def check_hashes(found: Checkpoint, all_files: bool) -> None:
     """Compare with published hashes; large files only if asked, or if all are quick to read."""
     damaged = {finding.where for finding in found.wrongs}
-    published = {
-        name: one
-        for name, one in published_hashes(found.folder).items()
-        if (found.folder / name).is_file() and name not in damaged
-    }
-    sizes = {name: (found.folder / name).stat().st_size for name in published}
+    published, sizes = {}, {}
+    for name, one in published_hashes(found).items():
+        # Names of a list are anything: too long, or with a NUL.
+        with contextlib.suppress(OSError, ValueError):
+            path = found.folder / name
+            if path.is_file() and name not in damaged:
+                published[name], sizes[name] = one, path.stat().st_size
     quick = all_files or sum(sizes.values()) <= QUICK
     compared = [name for name in published if quick or sizes[name] <= SMALL]
-    for name in compared:
+    for name in list(compared):
         kind, text = published[name]
-        if hash_of(found.folder / name, kind) != text:
-            found.wrong(name, "its bytes are not the published ones", AGAIN)
+        try:
+            if hash_of(found.folder / name, kind) != text:
+                found.wrong(name, "its bytes are not the published ones", AGAIN)
+        except OSError as error:
+            compared.remove(name)
+            del published[name]
+            found.note(name, f"{headers.refuse(found.folder / name, error).what}: not compared")
     left = sum(sizes[name] for name in published if name not in compared)
     if not published:
         found.note("hashes", "none are written down beside the files")
@@ -541,9 +748,11 @@ def check_hashes(found: Checkpoint, all_files: bool) -> None:
 def check_parts(found: Checkpoint, ask: Callable[[Path], dict[str, Any]] | None) -> None:
     """Config, template and tokenizer in the engine's environment."""
     if ask is None:
-        found.note("chat template", "not rendered: the environment is not built (make build)")
+        found.note(TEMPLATE, "not rendered: the environment is not built (make build)")
         return
     skipped = {finding.where for finding in found.wrongs}
+    if skipped & {*parts.TEMPLATES}:
+        skipped.add(TEMPLATE)
     for where, (fits, what) in ask(found.folder).items():
         if where in skipped or not (where != "config.json" or found.config):
             continue
@@ -592,10 +801,17 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 def find_folder(model: str) -> Path:
     """The folder that MODEL names; an error that says how to get one."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
+    try:
+        folder = Path(model).expanduser()
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return folder
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):
+        # The last is of ~name, if there is no such user.
+        pass
+    except (OSError, ValueError) as error:
+        what = headers.refuse(folder, error).what if isinstance(error, OSError) else str(error)
+        raise Exit.USAGE(f"{model}: {what}", "name the folder of the checkpoint") from error
+    else:
         raise Exit.USAGE(f"{model} is a file", "name the folder of the checkpoint")
     todo = "name a folder; hf download MODEL --local-dir FOLDER gets one from the hub"
     raise Exit.USAGE(f"there is no folder {model}", todo)

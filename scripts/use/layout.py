@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from bench import dims
 
+from . import fields
+from .fields import COUNT, FLAG, NAMES, OBJECT, TEXT, Kind, either, nullable, one_of
 from .headers import FLOATS
 
 # What config.json may leave out, as in the config classes of the series.
@@ -120,33 +122,194 @@ def other_tensors(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[st
     return found
 
 
+# Those of vLLM v0.19.1, and the older names that it takes for them.
+METHODS = frozenset(
+    (
+        *("awq", "fp8", "fbgemm_fp8", "fp_quant", "modelopt", "modelopt_fp4", "modelopt_mxfp8"),
+        *("modelopt_mixed", "gguf", "gptq_marlin", "awq_marlin", "gptq", "compressed-tensors"),
+        *("bitsandbytes", "experts_int8", "quark", "moe_wna16", "torchao", "inc", "auto-round"),
+        *("mxfp4", "mxfp8", "petit_nvfp4", "cpu_awq"),
+    )
+)
+_GROUP_SIZE = Kind(
+    lambda value: fields.is_integer(value, -1) and value != 0, "an integer above 0, or -1"
+)
+_BLOCK = Kind(
+    lambda value: (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(fields.is_integer(size) for size in value)
+    ),
+    "two integers above 0",
+)
+_BLOCK_WORD = Kind(
+    lambda value: (
+        isinstance(value, str) and bool(re.fullmatch("[1-9][0-9]{0,8}x[1-9][0-9]{0,8}", value))
+    ),
+    "such as 128x128",
+)
+# Of all methods, and then what the class of each reads; with a star what it needs.
+_ANY: dict[str, Kind] = {
+    "producer": OBJECT,
+    **dict.fromkeys(IGNORE_LISTS, nullable(NAMES)),
+}
+_METHOD_KINDS: dict[str, dict[str, Kind]] = {
+    "gptq": {
+        "*bits": one_of(2, 3, 4, 8),
+        "*group_size": _GROUP_SIZE,
+        "*desc_act": fields.PLAIN,
+        "sym": fields.PLAIN,
+        "dynamic": nullable(OBJECT),
+        "modules_in_block_to_quantize": nullable(
+            either(
+                NAMES,
+                Kind(
+                    lambda value: isinstance(value, list) and all(map(fields.is_names, value)),
+                    "a list of such lists",
+                ),
+            )
+        ),
+    },
+    "awq": {"*bits": one_of(4), "*group_size": _GROUP_SIZE, "*zero_point": fields.PLAIN},
+    "fp8": {
+        "*activation_scheme": one_of("dynamic", "static"),
+        "weight_block_size": nullable(_BLOCK),
+    },
+    "compressed-tensors": {
+        "config_groups": Kind(
+            lambda value: (
+                isinstance(value, dict) and all(isinstance(group, dict) for group in value.values())
+            ),
+            "an object of objects",
+        ),
+        "ignore": NAMES,
+        "kv_cache_scheme": nullable(OBJECT),
+        **dict.fromkeys(
+            ("sparsity_config", "transform_config"),
+            Kind(lambda value: not value or isinstance(value, dict), "an object"),
+        ),
+    },
+}
+# What the older class of AWQ takes as well.
+_OTHER_NAMES = {"bits": "w_bit", "group_size": "q_group_size"}
+_GROUP_KINDS: dict[str, Kind] = {
+    "*targets": NAMES,
+    "*weights": OBJECT,
+    "input_activations": Kind(lambda value: not value or isinstance(value, dict), "an object"),
+}
+_STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
+# The fields of compressed-tensors' QuantizationArgs.
+_ARGS_KINDS: dict[str, Kind] = {
+    "num_bits": COUNT,
+    "type": one_of("int", "float"),
+    "symmetric": FLAG,
+    "group_size": nullable(_GROUP_SIZE),
+    "strategy": nullable(one_of(*_STRATEGIES)),
+    "block_structure": nullable(either(_BLOCK, _BLOCK_WORD)),
+    "dynamic": either(FLAG, one_of("local")),
+    "actorder": nullable(either(FLAG, one_of("group", "weight", "dynamic", "static"))),
+    "observer": nullable(TEXT),
+    "observer_kwargs": OBJECT,
+    **dict.fromkeys(("scale_dtype", "zp_dtype"), nullable(TEXT)),
+}
+# Of these formats the activations are quantized, and without a scheme only those of floats.
+_ACTIVATED = ("naive-quantized", "int-quantized", "float-quantized")
+
+
+def _problem(kinds: Mapping[str, Kind], values: Mapping[str, Any], part: str = "") -> str:
+    """The first of the fields that is missing or of another kind; '' if none is."""
+    for name in (key[1:] for key in kinds if key.startswith("*")):
+        if name not in values:
+            return f"{part}{name} is missing, it is {kinds[f'*{name}'].words}"
+    plain_names = {key.removeprefix("*"): kind for key, kind in kinds.items()}
+    return next(fields.problems(plain_names, values, part), "")
+
+
+def _args_problem(args: Mapping[str, Any], part: str) -> str:
+    """What compressed-tensors refuses of the arguments of weights or activations."""
+    words = {
+        key: value.lower() if isinstance(value, str) and key in ("type", "strategy") else value
+        for key, value in args.items()
+    }
+    if problem := _problem(_ARGS_KINDS, words, f"{part}."):
+        return problem
+    if unknown := sorted(set(args) - set(_ARGS_KINDS)):
+        return f"{part} has {unknown[0]}, which compressed-tensors does not know"
+    size, strategy = args.get("group_size"), _strategy(args)
+    is_grouped = strategy in ("group", "tensor_group")
+    if is_grouped and (size or 0) < 1:
+        return f"{part} of strategy {strategy} has no group_size"
+    if (size or 0) > 0 and not is_grouped:
+        return f"{part}.group_size is {fields.show(size)} with the strategy {strategy}"
+    if (strategy == "block") != (args.get("block_structure") is not None):
+        return f"{part}: block_structure and strategy block go together"
+    if args.get("actorder") and not is_grouped:
+        return f"{part}.actorder is for the strategy group"
+    if strategy == "token" and not args.get("dynamic"):
+        return f"{part}.dynamic is not true with the strategy token"
+    return ""
+
+
+def _strategy(args: Mapping[str, Any]) -> str:
+    """The strategy, or what follows from the size of a group."""
+    size = args.get("group_size")
+    inferred = "tensor" if size is None else "channel" if size == -1 else "group"
+    return str(args.get("strategy") or inferred).lower()
+
+
 class Quantization:
     """What `quantization_config` says of each module; None is a checkpoint without one."""
 
     def __init__(self, config: Mapping[str, Any] | None) -> None:
-        self.config = config or {}
-        self.method = str(self.config.get("quant_method", "")) if config else ""
+        self.config = dict(config or {})
+        method = self.config.get("quant_method", "")
+        self.method = method.lower().replace("_tensors", "-tensors") if _is_text(method) else ""
+        if self.method == "awq":
+            for name, other in _OTHER_NAMES.items():
+                if other in self.config:
+                    self.config[name] = self.config[other]
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """Of compressed-tensors; others have none."""
+        found = self.config.get("config_groups") if self.method == "compressed-tensors" else None
+        return found or {}
 
     def problem(self) -> str:
-        """What of it has another form than vLLM reads; '' if nothing has."""
-        groups = self.config.get("config_groups") or {}
-        if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-            return "config_groups is no object of objects"
-        lists = {key: self.config.get(key) or [] for key in IGNORE_LISTS}
-        lists |= {
-            f"targets of {name}": group.get("targets") or [] for name, group in groups.items()
-        }
-        for key, entries in lists.items():
-            if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
-                return f"{key} is no list of names"
-            for entry in (e for e in entries if e.startswith("re:")):
+        """What of it is missing or of another form than vLLM reads; '' if nothing is."""
+        method = self.config.get("quant_method", "")
+        if not _is_text(method) or (self.method and self.method not in METHODS):
+            return f"quant_method is {fields.show(method)}, which is none of vLLM's"
+        kinds = {**_ANY, **_METHOD_KINDS.get(self.method, {})}
+        if problem := _problem(kinds, self.config) or self._bad_expression("", self.config):
+            return problem
+        is_blocks = self.method == "fp8" and self.config.get("weight_block_size")
+        if is_blocks and self.config["activation_scheme"] != "dynamic":
+            return "weight_block_size is for the activation_scheme dynamic"
+        for name, group in self.groups.items():
+            part = f"config_groups.{name}."
+            problem = _problem(_GROUP_KINDS, group, part) or self._bad_expression(part, group)
+            for key in ("weights", "input_activations"):
+                problem = problem or _args_problem(group.get(key) or {}, f"{part}{key}")
+            if problem:
+                return problem
+            form = group.get("format") or self.config.get("format")
+            kind = str(group["weights"].get("type", "int")).lower()
+            if form in _ACTIVATED and not group.get("input_activations") and kind != "float":
+                return f"{part}input_activations are missing, which the format {form} needs"
+        return ""
+
+    @staticmethod
+    def _bad_expression(part: str, values: Mapping[str, Any]) -> str:
+        for key in ("targets", *IGNORE_LISTS):
+            entries = values.get(key) or ()
+            for entry in entries:
                 try:
-                    re.compile(entry[3:])
-                except re.error as error:
-                    return f"{entry!r} in {key} is no regular expression: {error}"
-        for key in ("bits", "group_size") if self.method == "gptq" else ():
-            if not isinstance(self.config.get(key), int):
-                return f"gptq needs {key}, an integer"
+                    if entry.startswith("re:"):
+                        re.compile(entry[3:])
+                except (re.error, RecursionError, OverflowError) as error:
+                    shown = fields.show(entry)
+                    return f"{shown} in {part}{key} is no regular expression: {error}"
         return ""
 
     def is_ignored(self, module: str) -> bool:
@@ -173,8 +336,8 @@ class Quantization:
 
     def group(self, module: str) -> dict[str, Any] | None:
         """The group of compressed-tensors that a module is in."""
-        for group in (self.config.get("config_groups") or {}).values():
-            for target in group.get("targets") or ():
+        for group in self.groups.values():
+            for target in group["targets"]:
                 if target in ("Linear", module) or (
                     target.startswith("re:") and re.match(target[3:], module)
                 ):
@@ -221,6 +384,10 @@ class Quantization:
                         yield module, name
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def plain(module: str, out: int, size: int) -> Layout:
     return {f"{module}.weight": Expected(((out, size),), FLOATS)}
 
@@ -230,11 +397,12 @@ def _compressed(
 ) -> Layout | None:
     weights = group.get("weights") or {}
     form = str(group.get("format") or form)
-    strategy, per = weights.get("strategy"), weights.get("group_size") or size
+    strategy, per = _strategy(weights), weights.get("group_size") or size
     bits, symmetric = weights.get("num_bits"), weights.get("symmetric", True)
     scales: tuple[tuple[int, ...], ...]
     if strategy == "block":
-        high, wide = weights.get("block_structure") or (128, 128)
+        block = weights["block_structure"]
+        high, wide = map(int, block.split("x")) if isinstance(block, str) else block
         scales = ((-(-out // high), -(-size // wide)),)
     elif strategy == "group":
         scales = ((out, -(-size // per)),)
@@ -255,7 +423,7 @@ def _compressed(
             found[f"{module}.weight_g_idx"] = Expected(((size,),), ("I32",))
         return found
     if form in ("float-quantized", "int-quantized", "naive-quantized") and bits == 8 and symmetric:
-        kind = ("F8_E4M3",) if weights.get("type") == "float" else ("I8",)
+        kind = ("F8_E4M3",) if str(weights.get("type")).lower() == "float" else ("I8",)
         found = {f"{module}.weight": Expected(((out, size),), kind), **scale}
         inputs = group.get("input_activations")
         if inputs and not inputs.get("dynamic"):

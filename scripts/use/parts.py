@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .fields import show
+from .headers import BadFileError, MissingError, parse, read_text
+
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {
@@ -29,19 +32,56 @@ def check_config(folder: Path) -> str:
     return f"the series reads it: {config.text_config.num_hidden_layers} layers"
 
 
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+
+
+class BadTemplateError(BadFileError):
+    """A file that cannot say what the chat template is."""
+
+    def __init__(self, where: str, what: str, todo: str = "download chat_template.jinja") -> None:
+        super().__init__(what, todo)
+        self.where = where
+
+
+def find_template(folder: Path) -> tuple[str, str]:
+    """The chat template, where transformers looks for it: the name of its file, and its text.
+
+    Both are empty if there is none.
+
+    Raises:
+        BadTemplateError: a file is there and cannot be read.
+    """
+    for name in TEMPLATES:
+        try:
+            text = read_text(folder / name)
+            found = {"chat_template": text} if name.endswith(".jinja") else parse(text)
+        except MissingError:
+            continue
+        except BadFileError as error:
+            raise BadTemplateError(name, error.what, error.todo) from error
+        if not isinstance(found, dict):
+            raise BadTemplateError(name, "it is no JSON object")
+        template = found.get("chat_template")
+        if isinstance(template, list) and template:
+            # One of several, each with its name.
+            if not all(
+                isinstance(one, dict) and {"name", "template"} <= one.keys() for one in template
+            ):
+                what = "chat_template is a list of other things than names and templates"
+                raise BadTemplateError(name, what)
+            template = next((one["template"] for one in template if one["name"] == "default"), None)
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template and not isinstance(template, str):
+            raise BadTemplateError(name, f"chat_template is {show(template)}, it is a string")
+        if template or name.endswith(".jinja"):
+            return name, template or ""
+    return "", ""
+
+
 def read_template(folder: Path) -> str | None:
-    """The chat template, where transformers looks for it."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
-            if isinstance(found, list):
-                found = {one["name"]: one["template"] for one in found}.get("default")
-            if found:
-                return str(found)
-    return None
+    """The chat template, or None."""
+    return find_template(folder)[1] or None
 
 
 def check_template(folder: Path, known: Path | None) -> str:

@@ -31,7 +31,7 @@ from series import engine
 from series import env as environments
 from series.command import Command, positive
 from series.config import Paths
-from series.errors import Exit
+from series.errors import Exit, SeriesError
 from series.steps import Progress, ask
 
 from . import check_model, sizing
@@ -298,10 +298,11 @@ def look(model: str) -> tuple[Model, bool, float]:
     Raises:
         SeriesError: the folder cannot be loaded.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if "EXAONE-4.5" not in model:
-            check_model.find_folder(model)
+    try:
+        folder = check_model.find_folder(model)
+    except SeriesError:
+        if "EXAONE-4.5" not in model or os.path.lexists(model):
+            raise
         return guess_release(model), True, 2
     found = check_model.check(folder)
     if found.wrongs:

@@ -20,7 +20,7 @@ from bench import dims, memory
 from conftest import REPO, failing, git
 from series import cli
 from series.errors import Exit
-from use import check_model, headers, layout
+from use import check_model, headers, layout, serve
 from use.check_model import TINY
 
 Change = Callable[[Path], object]
@@ -161,6 +161,71 @@ def leave_pipe(folder: Path) -> None:
 
 
 NORM = "model.language_model.norm.weight"
+DEEP = "[" * 100_000
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+
+
+def groups(part: str = "weights", **fields: Any) -> dict[str, Any]:
+    """A quantization by compressed-tensors, with a field of one part."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    group[part] = {**group.get(part, {}), **fields}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"g": group},
+    }
+
+
+def quantization(base: dict[str, Any], *without: str, **fields: Any) -> Change:
+    found = {key: value for key, value in {**base, **fields}.items() if key not in without}
+    return config(quantization_config=found)
+
+
+def write(name: str, text: str | bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(
+        text.encode() if isinstance(text, str) else text
+    )
+
+
+def without(name: str, change: Change) -> Change:
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        change(folder)
+
+    return apply
+
+
+def video(**fields: Any) -> Change:
+    return lambda folder: edit(
+        folder / "video_preprocessor_config.json", lambda data: data.update(fields)
+    )
+
+
+def tokenizer_config(**fields: Any) -> Change:
+    return lambda folder: edit(folder / "tokenizer_config.json", lambda data: data.update(fields))
+
+
+def deep_header(folder: Path) -> None:
+    text = b"[" * 200_000
+    (folder / FIRST).write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def as_folder(name: str) -> Change:
+    return without(name, lambda folder: (folder / name).mkdir())
+
+
+def as_loop(name: str) -> Change:
+    return without(name, lambda folder: (folder / name).symlink_to(name))
+
+
+def lacking(part: str) -> Change:
+    return lambda folder: edit(folder / "config.json", lambda data: data.pop(part))
+
+
+JINJA = "chat_template.jinja"
 # How it is broken, and the one line that says so: what, where, and what next.
 BROKEN: dict[str, tuple[Change, str]] = {
     "cut off": (cut, rf"{SECOND}: it is cut off: 1000000 bytes of \d+; download it again"),
@@ -227,10 +292,6 @@ BROKEN: dict[str, tuple[Change, str]] = {
         write_sum,
         f"{FIRST}: its bytes are not the published ones; download it again",
     ),
-    "a download that has not ended": (
-        leave_unfinished,
-        r"model-00004.safetensors.incomplete: a download has not ended; run",
-    ),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
         "tokenizer.json: it is missing; download it",
@@ -261,11 +322,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "a link to nothing": (link_to_nothing, f"{SECOND}: it links to nothing; download it again"),
     "a quantization that is a word": (
         config(quantization_config="fp8"),
-        "config.json: quantization_config is no object; take",
+        "config.json: quantization_config is 'fp8', it is an object, or null; take",
     ),
     "an ignore list that is a word": (
-        config(quantization_config={"quant_method": "fp8", "ignored_layers": "lm_head"}),
-        "quantization_config: ignored_layers is no list of names; take",
+        config(quantization_config=FP8 | {"ignored_layers": "lm_head"}),
+        "quantization_config: ignored_layers is 'lm_head', it is a list of names, or null; take",
     ),
     "an expression that is none": (
         config(quantization_config={"quant_method": "compressed-tensors", "ignore": ["re:("]}),
@@ -273,19 +334,19 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "groups that are a list": (
         config(quantization_config={"quant_method": "compressed-tensors", "config_groups": [1]}),
-        "quantization_config: config_groups is no object of objects; take",
+        r"quantization_config: config_groups is \[1\], it is an object of objects; take",
     ),
     "gptq without its bits": (
         config(quantization_config={"quant_method": "gptq", "group_size": 128}),
-        "quantization_config: gptq needs bits, an integer; take",
+        "quantization_config: bits is missing, it is one of 2, 3, 4, 8; take",
     ),
     "a size that is a number": (
         processor(size=448),
         "preprocessor_config.json: size is 448, not shortest_edge and longest_edge; download",
     ),
     "one mean for three colors": (
-        processor(image_mean=[0.5], image_std=[0.5]),
-        r"preprocessor_config.json: image_mean is \[0.5\], not three numbers; download",
+        processor(image_mean=[0.5]),
+        r"preprocessor_config.json: image_mean is \[0.5\], it is three numbers, or null; download",
     ),
     "a deviation of nothing": (
         processor(image_mean=[0.5] * 3, image_std=[0, 0, 0]),
@@ -311,11 +372,277 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "a temperature in words": (
         generation(temperature="hot"),
-        "generation_config.json: temperature is 'hot', not a number; download",
+        "generation_config.json: temperature is 'hot', it is a number that is not neg.*; download",
     ),
     "sampling that is a list": (
         lambda folder: (folder / "generation_config.json").write_text("[]"),
         "generation_config.json: it is no JSON object; download",
+    ),
+    # What a third look found: of any type, size and depth.
+    "layer types in lists": (
+        config(text__layer_types=[["full_attention"]] * 8),
+        r"config.json: text_config.layer_types is \[.*\], it is a list of strings, or null; take",
+    ),
+    "draft layers in words": (
+        config(text__num_nextn_predict_layers="1"),
+        "config.json: text_config.num_nextn_predict_layers is '1', it is an integer from 0; take",
+    ),
+    "a deep config": (
+        write("config.json", DEEP),
+        "config.json: it is no JSON: it is nested too deeply; download it again",
+    ),
+    "a deep header": (deep_header, f"{FIRST}: its header cannot be read: it is no JSON: .*deeply"),
+    "a shape in words": (
+        change_header(NORM, shape=["384", "192"]),
+        rf"{FIRST}: its header .*: shape of {NORM} is \['384', '192'\], not integers from 0; down",
+    ),
+    "a shape of fractions": (
+        change_header(NORM, shape=[192.0]),
+        rf"{FIRST}: its header cannot be read: shape of {NORM} is \[192.0\], not integers from 0",
+    ),
+    "places of fractions": (
+        change_header(NORM, data_offsets=[0.0, 384.0]),
+        rf"{FIRST}: its header .*: data_offsets of {NORM} is .*, not two integers from 0; download",
+    ),
+    "a header of numbers": (
+        change_header(NORM, data_offsets=None, dtype=None, shape=None),
+        rf"{FIRST}: its header cannot be read: shape of {NORM} is None, not integers from 0",
+    ),
+    "a template of other letters": (
+        write(JINJA, b"\xff\xfe"),
+        f"{JINJA}: it is not UTF-8: invalid start byte at byte 0; download it again",
+    ),
+    "half of an older template": (
+        without(JINJA, write("chat_template.json", "{bad")),
+        "chat_template.json: it is no JSON: .*; download it again",
+    ),
+    "an older template that is a list": (
+        without(JINJA, write("chat_template.json", "[]")),
+        f"chat_template.json: it is no JSON object; download {JINJA}",
+    ),
+    "a template of templates": (
+        without(JINJA, tokenizer_config(chat_template=["x"])),
+        "tokenizer_config.json: chat_template is a list of other things than names and templates",
+    ),
+    "a template that is a number": (
+        without(JINJA, tokenizer_config(chat_template=5)),
+        "tokenizer_config.json: chat_template is 5, it is a string; download",
+    ),
+    "an end that is a number": (
+        tokenizer_config(eos_token=5),
+        "tokenizer_config.json: eos_token is 5, it is a string, or an object .*; download",
+    ),
+    **{
+        f"gptq, {key} {value}": (
+            quantization(GPTQ, **{key: value}),
+            f"quantization_config: {key} is {re.escape(repr(value))}, it is .*; take",
+        )
+        for key, value in (
+            *(("bits", 0), ("bits", 64), ("bits", "4"), ("group_size", 0), ("group_size", "x")),
+            *(("modules_in_block_to_quantize", 5), ("dynamic", "x")),
+        )
+    },
+    "gptq without desc_act": (
+        quantization(GPTQ, "desc_act"),
+        "quantization_config: desc_act is missing, it is .*; take",
+    ),
+    **{
+        f"fp8 in blocks of {value!r}": (
+            quantization(FP8, weight_block_size=value),
+            f"quantization_config: weight_block_size is {re.escape(repr(value))}, .*; take",
+        )
+        for value in ([0, 0], "x", [128], ["a", "b"], [1.5, 2])
+    },
+    "fp8 without a scheme": (
+        quantization(FP8, "activation_scheme"),
+        "quantization_config: activation_scheme is missing, it is one of dynamic, static; take",
+    ),
+    "static fp8 in blocks": (
+        quantization(FP8, activation_scheme="static", weight_block_size=[128, 128]),
+        "quantization_config: weight_block_size is for the activation_scheme dynamic; take",
+    ),
+    "awq in words": (
+        quantization(AWQ, bits="4"),
+        "quantization_config: bits is '4', it is 4; take",
+    ),
+    "awq without its zero": (
+        quantization(AWQ, "zero_point"),
+        "quantization_config: zero_point is missing, it is true or false; take",
+    ),
+    **{
+        f"quantized as {value!r}": (
+            quantization(FP8, quant_method=value),
+            f"quantization_config: quant_method is {value!r}, which is none of vLLM's; take",
+        )
+        for value in ("foo", 5, None)
+    },
+    "groups that are none": (
+        quantization(groups(), config_groups=[]),
+        r"quantization_config: config_groups is \[\], it is an object of objects; take",
+    ),
+    **{
+        f"a group with {part} {value!r}": (
+            quantization(
+                groups(),
+                config_groups={"g": {**groups()["config_groups"]["g"], part: value}},
+            ),
+            f"quantization_config: config_groups.g.{part} is {value!r}, it is .*; take",
+        )
+        for part, value in (("weights", "x"), ("input_activations", "x"), ("targets", None))
+    },
+    **{
+        f"{part} with {key} {value!r}": (
+            quantization(groups(part, **{key: value})),
+            rf"quantization_config: config_groups\.g\.{part}\.{key} is {re.escape(repr(value))}",
+        )
+        for part, key, value in (
+            ("weights", "block_structure", [0, 0]),
+            ("weights", "group_size", "x"),
+            ("weights", "group_size", 0),
+            ("weights", "group_size", 32),
+            ("weights", "num_bits", "x"),
+            ("weights", "type", 5),
+            ("weights", "strategy", "x"),
+            ("input_activations", "num_bits", []),
+        )
+    },
+    "groups of no size": (
+        quantization(groups(strategy="group")),
+        "quantization_config: config_groups.g.weights of strategy group has no group_size; take",
+    ),
+    "videos that are a list": (
+        write("video_preprocessor_config.json", "[]"),
+        "video_preprocessor_config.json: it is no JSON object; download it again",
+    ),
+    "videos of less than no pixels": (
+        video(min_pixels=-1),
+        "video_preprocessor_config.json: min_pixels is -1, it is an integer above 0, or null; down",
+    ),
+    "videos without a deviation": (
+        video(image_std=[0, 1, 1]),
+        r"video_preprocessor_config.json: image_std \[0, 1, 1\] divides by zero; download",
+    ),
+    "a mean that is no number": (
+        processor(image_mean=[math.nan] * 3),
+        r"preprocessor_config.json: image_mean is \[nan, nan, nan\], it is three numbers, or null;",
+    ),
+    "pictures of too few pixels": (
+        processor(min_pixels=1, max_pixels=700),
+        "preprocessor_config.json: min_pixels 1 and max_pixels 700 leave no size; download",
+    ),
+    "pictures that are a list": (
+        write("preprocessor_config.json", "[]"),
+        "preprocessor_config.json: it is no JSON object; download it again",
+    ),
+    "a nested processor that is a number": (
+        write("processor_config.json", '{"video_processor": 5}'),
+        "processor_config.json: video_processor is 5, it is an object, or null; download",
+    ),
+    **{
+        f"sampling with {key} {value!r}": (
+            generation(**{key: value}),
+            f"generation_config.json: {key} is {re.escape(repr(value))}, it is .*; download",
+        )
+        for key, value in (
+            *(("temperature", -1), ("temperature", math.nan), ("temperature", [])),
+            *(("top_p", 5), ("top_p", 0), ("top_k", -2), ("top_k", 5.5), ("top_k", 2**31)),
+            *(("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", math.inf)),
+            *(("max_new_tokens", 0), ("eos_token_id", "x"), ("eos_token_id", [[5]])),
+        )
+    },
+    "a config that is a folder": (
+        as_folder("config.json"),
+        "config.json: it is a folder; put the file in its place",
+    ),
+    "a config that links to itself": (
+        as_loop("config.json"),
+        "config.json: it is a link that leads back to itself; download it again",
+    ),
+    "a template that is a folder": (
+        as_folder(JINJA),
+        f"{JINJA}: it is a folder; put the file in its place",
+    ),
+    "a template that links to itself": (
+        as_loop(JINJA),
+        f"{JINJA}: it is a link that leads back to itself; download it again",
+    ),
+    "an id in words": (
+        config(image_token_id="67"),
+        "config.json: image_token_id is '67', it is an integer from 0; take",
+    ),
+    "a text part that is null": (
+        config(text_config=None),
+        "config.json: text_config is missing; take",
+    ),
+    "no vision part": (lacking("vision_config"), "config.json: vision_config is missing; take"),
+    **{
+        f"{part}_config.{key} is {value!r}": (
+            config(**{f"{part}__{key}": value}),
+            f"config.json: {part}_config.{key} is {re.escape(repr(value))}, it is .*; take",
+        )
+        for part, key, value in (
+            *(("text", "head_dim", "32"), ("text", "head_dim", -32), ("text", "hidden_size", 1.5)),
+            *(("text", "sliding_window", 0), ("text", "rms_norm_eps", math.nan)),
+            *(("text", "hidden_act", "gelu"), ("text", "eos_token_id", [])),
+            *(("vision", "depth", True), ("vision", "in_channels", 1)),
+            *(("vision", "window_size", "x"), ("vision", "fullatt_block_indexes", None)),
+        )
+    },
+    "layers without end": (
+        lambda folder: config(text__num_hidden_layers=10**12, text__layer_types=None)(folder),
+        "config.json: text_config.num_hidden_layers is 1000000000000, the files have 160 t",
+    ),
+    "another rope": (
+        config(text__rope_scaling={"rope_type": "dynamic"}),
+        "config.json: text_config.rope_scaling has the type 'dynamic', it is one of .*; take",
+    ),
+    "letters that no window has": (
+        config(text__layer_types=None, text__sliding_window_pattern="LX"),
+        "config.json: text_config.sliding_window_pattern is 'LX', its letters are L and G; take",
+    ),
+    "labels that are a number": (
+        config(id2label=5),
+        "config.json: id2label is 5, it is an object, or null; take",
+    ),
+    "a least size that is null": (
+        processor(min_pixels=None),
+        "preprocessor_config.json: min_pixels is null beside max_pixels; download",
+    ),
+    "sizes in a list": (
+        video(size=[]),
+        r"video_preprocessor_config.json: size is \[\], not shortest_edge and longest_edge; down",
+    ),
+    "a way to resample that is none": (
+        processor(resample=99),
+        "preprocessor_config.json: resample is 99, it is one of 0, 1, 2, 3, 4, 5, or null; down",
+    ),
+    "special tokens that are numbers": (
+        tokenizer_config(extra_special_tokens=[5]),
+        r"tokenizer_config.json: extra_special_tokens is \[5\], it is a list of tokens; download",
+    ),
+    "an argument of another library": (
+        quantization(groups(foo=5)),
+        "quantization_config: config_groups.g.weights has foo, which compressed-tensors does not",
+    ),
+    "integers without activations": (
+        quantization(groups(type="int")),
+        "quantization_config: config_groups.g.input_activations are missing, which the format",
+    ),
+    "an early stop in numbers": (
+        generation(early_stopping=5),
+        "generation_config.json: early_stopping is 5, it is true or false, or never, or null; do",
+    ),
+    "deep sampling": (
+        write("generation_config.json", DEEP),
+        "generation_config.json: it is no JSON: it is nested too deeply; download",
+    ),
+    "an empty index": (
+        lambda folder: edit(folder / INDEX, lambda data: data.update(weight_map={})),
+        f"{INDEX}: its weight_map is empty; download",
+    ),
+    "names of two lines": (
+        tensors(lambda found: found.update({"a\n\ud800": ("BF16", [1], b"\0\0")})),
+        r"weights: 1 tensors have no place in this model: a\\n\\ud800; compare",
     ),
 }
 
@@ -345,6 +672,16 @@ def test_the_committed_checkpoint_is_well() -> None:
         (config(dtype="float32"), "the embedding is BF16, config.json says float32"),
         (config(vocab_size=384), "vocab_size at the top level too"),
         (lambda folder: shutil.copy(folder / FIRST, folder / "old.safetensors"), "not loaded"),
+        (leave_unfinished, "a download left it; every file of the index is whole"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "tokenizer.json is enough"),
+        (lambda folder: (folder / "x.sha256").mkdir(), "it is a folder: nothing is compared with"),
+        (
+            lambda folder: (folder / "SHA256SUMS").mkdir(),
+            "it is a folder: nothing is compared with",
+        ),
+        (write("generation_config.json", "{"), "the server passes over it"),
+        (config(quantization_config={}), "it has no quant_method: read as if it was not there"),
+        (config(text__sliding_window_pattern=4), "9 layer_types for 8 layers"),
     ],
 )
 def test_a_quirk_is_a_note(copy: Path, change: Change, says: str) -> None:
@@ -352,6 +689,176 @@ def test_a_quirk_is_a_note(copy: Path, change: Change, says: str) -> None:
     found = check_model.check(copy)
     assert found.wrongs == []
     assert sum(says in finding.what for finding in found.findings) == 1
+
+
+def test_a_download_that_has_not_ended(copy: Path) -> None:
+    (copy / SECOND).rename(copy / f"{SECOND}.incomplete")
+    absent, unfinished = wrongs(copy)
+    assert f"1 of 3 files that it names are missing: {SECOND}" in absent
+    assert f"{SECOND}.incomplete: a download has not ended; run the download again" in unfinished
+
+
+NAMES = ("config.json", JINJA, INDEX, "tokenizer.json", FIRST)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_may_not_be_read(
+    copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by its mode, which root does not ask; the other files are still looked at."""
+    refuse(monkeypatch, copy / name)
+    found = check_model.check(copy)
+    (said,) = (str(finding) for finding in found.wrongs)
+    assert said == f"wrong  {name}: it may not be read; look at its permissions"
+    assert len(found.findings) > 4
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    opened = Path.open
+
+    def open_(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path in paths:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: open_(path, **options).read())
+
+
+def test_lists_of_hashes_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256((copy / FIRST).read_bytes()).hexdigest()
+    (copy / f"{FIRST}.sha256").write_text(digest)
+    (copy / "training.json.sha256").write_text(digest)
+    (copy / "SHA256SUMS").write_text(f"{digest}  a\0b\n{digest}  {'x' * 300}\n")
+    assert [line for line in wrongs(copy) if "training.json" not in line] == []
+    refuse(monkeypatch, copy / "training.json", copy / "SHA256SUMS")
+    found = check_model.check(copy)
+    assert found.wrongs == []
+    said = {str(finding) for finding in found.findings}
+    assert "note   SHA256SUMS: it may not be read: nothing is compared with it" in said
+    assert "note   training.json: it may not be read: not compared" in said
+    assert "ok     hashes: 1 files are the published ones" in said
+
+
+def test_a_folder_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    for method in ("iterdir", "lstat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuse)
+            assert wrongs(copy) == [f"wrong  {copy}: it may not be read; look at its permissions"]
+
+
+READ = sorted({path.name for path in TINY.glob("*.json")} - {"evaluation.json", "training.json"})
+# What stands in the place of any value of any file.
+VALUES: tuple[Any, ...] = (
+    *([], {}, None, "x", -1, 0, 1.5, 1e308, math.nan, True, [[]], {"x": []}, 10**400),
+    *("\ud800\n", ["x"], json.loads("[" * 900 + "]" * 900)),
+)
+QUANTIZATIONS = {
+    "none": None,
+    "fp8": FP8 | {"weight_block_size": [128, 128], "ignored_layers": ["re:.*"]},
+    "gptq": GPTQ | {"sym": True, "dynamic": {}, "modules_in_block_to_quantize": [["x"]]},
+    "awq": AWQ | {"modules_to_not_convert": ["visual"]},
+    "groups": {
+        **groups("input_activations", num_bits=8, type="float", dynamic=True, strategy="token"),
+        "ignore": ["re:.*visual.*"],
+        "kv_cache_scheme": None,
+    },
+    "packed": groups(num_bits=4, type="int", strategy="group", group_size=32, actorder="group"),
+    "blocks": groups(strategy="block", block_structure=[128, 128], symmetric=True),
+}
+
+
+def places(data: Any, most: int = 3) -> list[tuple[Any, ...]]:
+    """The ways to every value: all of an object, and the first of a list."""
+    found: list[tuple[Any, ...]] = [()]
+    keys: list[Any] = list(data)[:40] if isinstance(data, dict) else []
+    keys += range(min(len(data), most)) if isinstance(data, list) else []
+    for key in keys:
+        found += [(key, *rest) for rest in places(data[key])]
+    return found
+
+
+def put(data: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of `data` with another value in one place."""
+    if not place:
+        return value
+    copied = dict(data) if isinstance(data, dict) else list(data)
+    copied[place[0]] = put(data[place[0]], place[1:], value)
+    return copied
+
+
+def assert_is_told(folder: Path, name: str, place: tuple[Any, ...], value: Any) -> None:
+    where = (name, place, value if not isinstance(value, list) else "a list")
+    try:
+        found = check_model.check(folder)
+        lines = [str(finding) for finding in found.findings]
+        if not found.wrongs:
+            serve.look(str(folder))
+    except Exception as error:
+        raise AssertionError(f"{where}: {error!r}") from error
+    assert lines, where
+    assert all(line.isprintable() and len(line) < 3000 for line in lines), where
+
+
+@pytest.mark.parametrize("name", READ)
+def test_any_value_in_any_place_of_a_file_is_told(copy: Path, name: str) -> None:
+    whole = json.loads((copy / name).read_text())
+    for place in places(whole):
+        for value in VALUES:
+            (copy / name).write_text(json.dumps(put(whole, place, value)))
+            assert_is_told(copy, name, place, value)
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_any_value_in_any_place_of_a_quantization_is_told(copy: Path, kind: str) -> None:
+    whole = json.loads((copy / "config.json").read_text())
+    for place in places(QUANTIZATIONS[kind]):
+        for value in VALUES:
+            changed = whole | {"quantization_config": put(QUANTIZATIONS[kind], place, value)}
+            (copy / "config.json").write_text(json.dumps(changed))
+            assert_is_told(copy, kind, place, value)
+
+
+@pytest.mark.parametrize("place", [(), (NORM,), *((NORM, key) for key in ("dtype", "shape"))])
+def test_any_value_in_any_place_of_a_header_is_told(copy: Path, place: tuple[Any, ...]) -> None:
+    data = (copy / FIRST).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    whole = json.loads(data[8:start])
+    below = whole[NORM]["data_offsets"]
+    for inner in ((), ("data_offsets",), ("data_offsets", 0)) if place == (NORM,) else ((),):
+        for value in (*VALUES, below[::-1], [below, below]):
+            header = json.dumps(put(whole, (*place, *inner), value)).encode()
+            text = len(header).to_bytes(8, "little") + header + data[start:]
+            (copy / FIRST).write_bytes(text)
+            assert_is_told(copy, FIRST, (*place, *inner), value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "chat_template.json",
+            "processor_config.json",
+            "added_tokens.json",
+            "chat_template.jinja",
+        ),
+        *("special_tokens_map.json", "SHA256SUMS", f"{FIRST}.sha256"),
+    ],
+)
+def test_files_that_most_checkpoints_have_not(copy: Path, name: str) -> None:
+    for jinja in (True, False):
+        if not jinja and name != JINJA:
+            (copy / JINJA).unlink()
+        for value in VALUES:
+            for one in (value, {"chat_template": value}, {"image_processor": value}):
+                (copy / name).write_text(json.dumps(one))
+                assert_is_told(copy, name, (), one)
+        for text in (b"", b"\xff", DEEP.encode(), b"\0"):
+            (copy / name).write_bytes(text)
+            assert_is_told(copy, name, (), text)
 
 
 def test_without_a_draft_layer(copy: Path) -> None:
@@ -719,6 +1226,12 @@ def test_the_standard_library_is_enough(copy: Path) -> None:
     )
     assert done.returncode == Exit.OK, done.stderr
     assert "160 tensors" in done.stdout
+
+
+def test_what_is_no_folder(copy: Path) -> None:
+    for model in ("~nosuch-user/x", "x" * 300, str(copy / "config.json"), str(copy / "a" / "b")):
+        with failing(Exit.USAGE, ""):
+            check_model.find_folder(model)
 
 
 def test_a_name_of_the_hub_is_no_folder() -> None:

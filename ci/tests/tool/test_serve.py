@@ -64,6 +64,7 @@ def test_sizes_are_those_of_the_memory_page() -> None:
         ({"sliding_window_pattern": 4}, 2),
         ({"sliding_window_pattern": 1}, 8),
         ({"sliding_window_pattern": 9}, 0),
+        ({"sliding_window_pattern": 10**12}, 0),
         ({"sliding_window_pattern": ""}, 8),
         ({"sliding_window_pattern": None}, 8),
         ({"sliding_window_pattern": 4, "sliding_window": None}, 8),
@@ -375,6 +376,13 @@ def test_a_broken_checkpoint_is_not_served(tmp_path: Path) -> None:
     with failing(Exit.FAILED, "config.json: model_type is None") as caught:
         serve.look(str(tmp_path))
     assert caught.value.hint == f"make check-model MODEL={tmp_path}"
+    for model in ("~nosuch-user/EXAONE-4.5", f"{tmp_path}/EXAONE-4.5-{'x' * 300}"):
+        assert serve.look(model)[0] == BF16
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with failing(Exit.FAILED, "config.json: it is no JSON: it is nested too deeply"):
+        serve.look(str(tmp_path))
+    with failing(Exit.USAGE, "is a file"):
+        serve.look(str(tmp_path / "config.json"))
 
 
 def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
