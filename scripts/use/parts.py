@@ -32,7 +32,9 @@ def check_config(folder: Path) -> str:
     return f"the series reads it: {config.text_config.num_hidden_layers} layers"
 
 
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+# Of processors, which the server does not ask; older checkpoints have it.
+UNREAD = "chat_template.json"
+TEMPLATES = ("chat_template.jinja", "tokenizer_config.json", UNREAD)
 
 
 class BadTemplateError(BadFileError):
@@ -44,7 +46,7 @@ class BadTemplateError(BadFileError):
 
 
 def find_template(folder: Path) -> tuple[str, str]:
-    """The chat template, where transformers looks for it: the name of its file, and its text.
+    """The chat template, where the server looks for it: the name of its file, and its text.
 
     Both are empty if there is none.
 
@@ -74,6 +76,9 @@ def find_template(folder: Path) -> tuple[str, str]:
             template = template.get("default")
         if template and not isinstance(template, str):
             raise BadTemplateError(name, f"chat_template is {show(template)}, it is a string")
+        if template and name == UNREAD:
+            what = "the server reads no chat template from it: requests for a chat get status 400"
+            raise BadTemplateError(name, what)
         if template or name.endswith(".jinja"):
             return name, template or ""
     return "", ""

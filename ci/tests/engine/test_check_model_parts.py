@@ -61,6 +61,9 @@ def test_templates(copy: Path) -> None:
     with pytest.raises(ValueError, match="there is none"):
         parts.check_template(copy, None)
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+    with pytest.raises(parts.BadTemplateError, match="the server reads no chat template from it"):
+        parts.check_template(copy, KNOWN)
+    (copy / "tokenizer_config.json").write_text(json.dumps({"chat_template": text}))
     assert "all 14" in parts.check_template(copy, KNOWN)
 
 

@@ -420,6 +420,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         without(JINJA, write("chat_template.json", "[]")),
         f"chat_template.json: it is no JSON object; download {JINJA}",
     ),
+    "an older template alone": (
+        without(JINJA, write("chat_template.json", '{"chat_template": "x"}')),
+        "chat_template.json: the server reads no chat template from it: .*; download",
+    ),
     "a template of templates": (
         without(JINJA, tokenizer_config(chat_template=["x"])),
         "tokenizer_config.json: chat_template is a list of other things than names and templates",
@@ -859,6 +863,14 @@ def test_files_that_most_checkpoints_have_not(copy: Path, name: str) -> None:
         for text in (b"", b"\xff", DEEP.encode(), b"\0"):
             (copy / name).write_bytes(text)
             assert_is_told(copy, name, (), text)
+
+
+def test_the_template_of_a_tokenizer_is_read(copy: Path) -> None:
+    text = (copy / JINJA).read_text()
+    without(JINJA, tokenizer_config(chat_template=text))(copy)
+    assert wrongs(copy) == []
+    tokenizer_config(chat_template=[{"name": "default", "template": text}])(copy)
+    assert wrongs(copy) == []
 
 
 def test_without_a_draft_layer(copy: Path) -> None:
