@@ -1241,8 +1241,13 @@ def test_the_standard_library_is_enough(copy: Path) -> None:
 
 
 def test_what_is_no_folder(copy: Path) -> None:
-    for model in ("~nosuch-user/x", "x" * 300, str(copy / "config.json"), str(copy / "a" / "b")):
-        with failing(Exit.USAGE, ""):
+    for model, said in (
+        ("~nosuch-user/x", "there is no folder ~nosuch-user/x"),
+        ("x" * 300, "x: it cannot be read: File name too long"),
+        (str(copy / "config.json"), "is a file"),
+        (str(copy / "a" / "b"), "there is no folder"),
+    ):
+        with failing(Exit.USAGE, said):
             check_model.find_folder(model)
 
 
