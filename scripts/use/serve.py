@@ -34,8 +34,9 @@ from series.config import Paths
 from series.errors import Exit, SeriesError
 from series.steps import Progress, ask
 
-from . import check_model, sizing
+from . import check_model, headers, sizing
 from .check_model import TINY
+from .fields import show
 from .sizing import Model, Plan
 
 DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
@@ -43,6 +44,7 @@ IMAGES = {"image": 64}
 # --max-model-len: what fits.
 AUTO = -1
 PORT = 8000
+MOST_DIGITS = 18
 # Seconds that requests have to end in after a SIGTERM.
 DRAIN = 30
 # And that the rest of the server has then.
@@ -79,8 +81,9 @@ class _Options(argparse.ArgumentParser):
 def _length(text: str) -> int:
     """A length as vLLM takes it: 32768, 32k, 32K."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    # More digits are of no length, and too many for a float.
+    if match is None or len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{show(text)} is no number of tokens")
     factor = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}[match[2]]
     return int(float(match[1]) * factor)
 
@@ -88,7 +91,7 @@ def _length(text: str) -> int:
 def _tokens(text: str) -> int:
     """A length of 1 or more."""
     if not (found := _length(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no number of tokens")
     return found
 
 
@@ -99,29 +102,31 @@ def _context(text: str) -> int:
 
 def _port(text: str) -> int:
     if positive(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 65535")
+        raise argparse.ArgumentTypeError(f"{show(text)} is more than 65535")
     return int(text)
 
 
 def _seconds(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or more")
+        raise argparse.ArgumentTypeError(f"{show(text)} is not 0 or more")
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{show(text)} is too large")
     return int(text)
 
 
 def fraction(text: str) -> float:
     """Of a card's memory."""
     if not 0 < (found := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{show(text)} is not above 0 and at most 1")
     return found
 
 
 def _object(text: str) -> dict[str, Any]:
     found = None
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
+    with contextlib.suppress(headers.BadFileError):
+        found = headers.parse(text)
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no object of JSON")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no object of JSON")
     return found
 
 
@@ -270,7 +275,7 @@ def read_cards() -> list[float]:
     if chosen is None:
         return found
     names = [name for name in chosen.split(",") if name.strip()]
-    numbers = [int(name) for name in names if name.strip().isdigit()]
+    numbers = [int(name) for name in names if name.strip().isdecimal()]
     # By UUID it is not said which; cards of one machine are mostly alike.
     return [found[n] for n in numbers if n < len(found)] if numbers else found[: len(names)]
 

@@ -31,6 +31,7 @@ from use.check_model import TINY
 from use.sizing import Model, Plan
 
 BF16, FP8, _, INT4 = (Model.released(variant) for variant in memory.VARIANTS)
+MANY = "9" * 400
 H100, H200 = 79.6 * GIB, 140.4 * GIB
 
 
@@ -175,6 +176,12 @@ def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--gpu-memory-utilization 5", "'5' is not above 0"),
         ("--limit-mm-per-prompt {image:1}", "is no object of JSON"),
         ("--limit-mm-per-prompt []", "is no object of JSON"),
+        (f"--max-model-len {MANY}", r"'9+\.\.\.9+' is no number of tokens"),
+        (f"--max-num-batched-tokens {MANY}", r"'9+\.\.\.9+' is no number of tokens"),
+        (f"--max-num-seqs {MANY}", r"'9+\.\.\.9+' is too large"),
+        (f"--shutdown-timeout {MANY}", r"'9+\.\.\.9+' is too large"),
+        (f"--limit-mm-per-prompt {'[' * 60000}", r"'\[+\.\.\.\[+' is no object of JSON"),
+        (f"--speculative-config {'[' * 60000}", r"'\[+\.\.\.\[+' is no object of JSON"),
         ("--port 99999", "is more than 65535"),
         ("--port 0", "'0' is not 1 or more"),
     ],
@@ -239,7 +246,7 @@ def test_cards_are_those_that_may_be_used(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [round(card / GIB, 1) for card in serve.read_cards()] == [79.6, 140.4]
-    for chosen, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-a", 1), ("7", 0)):
+    for chosen, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-a", 1), ("7", 0), ("²", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert len(serve.read_cards()) == count
     program(tmp_path / "nvidia-smi", "exit 9")
@@ -304,6 +311,11 @@ def test_words_that_are_refused_before_anything_else(
     assert cli.main(["serve", "--dry-run", f"--flags={words}"]) == Exit.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_a_concurrency_of_many_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--dry-run", f"--concurrency={MANY}"]) == Exit.USAGE
+    assert "is too large" in capsys.readouterr().err
 
 
 @pytest.fixture
