@@ -733,6 +733,29 @@ def test_a_download_that_has_not_ended(copy: Path) -> None:
     assert f"{SECOND}.incomplete: a download has not ended; run the download again" in unfinished
 
 
+def test_names_that_begin_with_a_dot_are_passed_over(copy: Path) -> None:
+    shutil.copy(TINY / FIRST, copy / f"._{FIRST}")
+    assert wrongs(copy) == []
+    (copy / INDEX).unlink()
+    (copy / f"._{FIRST}").rename(copy / ".model.safetensors")
+    for path in copy.glob("model-*.safetensors"):
+        path.unlink()
+    (line,) = wrongs(copy)
+    assert "no *.safetensors file" in line
+
+
+@pytest.mark.parametrize("name", ["EX [fp8]", "[1]/tiny"])
+def test_a_path_that_vllm_takes_for_a_pattern(copy: Path, name: str) -> None:
+    folder = copy.parent / name
+    folder.parent.mkdir(exist_ok=True)
+    copy.rename(folder)
+    (line,) = wrongs(folder)
+    assert line.startswith(f"wrong  {folder}: vLLM does not find the weights in it")
+    assert line.endswith("; rename the folder")
+    with failing(Exit.FAILED, "vLLM does not find the weights"):
+        serve.look(str(folder))
+
+
 NAMES = ("config.json", JINJA, INDEX, "tokenizer.json", FIRST)
 
 
