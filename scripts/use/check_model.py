@@ -814,6 +814,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 def find_folder(model: str) -> Path:
     """The folder that MODEL names; an error that says how to get one."""
+    if not model:
+        raise Exit.USAGE("MODEL is empty", "name the folder of the checkpoint")
     try:
         folder = Path(model).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):

@@ -221,7 +221,7 @@ class Start:
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def plan_start(
@@ -229,8 +229,8 @@ def plan_start(
 ) -> Start:
     """The model card's flags, those that the plan chose, and the user's in their place."""
     flags = read_flags(words)
-    name = flags.served_model_name or ("tiny" if tiny else Path(model).name or model)
-    if not Path(model).expanduser().is_dir():
+    name = flags.served_model_name or ("tiny" if tiny else Path(model).name.lstrip("-") or model)
+    if not Path(model).is_dir():
         name = flags.served_model_name or model
     given: dict[str, str | None] = {
         "--served-model-name": name,
@@ -321,6 +321,17 @@ def look(model: str) -> tuple[Model, bool, float]:
     width = embedding.size / (embedding.shape[0] * embedding.shape[1])
     sizes = Model.of(folder.name, found.config.text, found.size)
     return sizes, bool(found.size("mtp.")), width
+
+
+def name_for_vllm(model: str) -> str:
+    """The folder that was looked at, as vLLM finds it: it expands no ~; or a name of the hub."""
+    with contextlib.suppress(RuntimeError):
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            found = str(folder) if model.startswith("~") else model
+            # An option begins so.
+            return f"./{found}" if found.startswith("-") else found
+    return model
 
 
 def _too_many(flags: argparse.Namespace, cards: list[float]) -> Exception:
@@ -537,14 +548,20 @@ def how_to_ask(start: Start) -> str:
     headers = ["Content-Type: application/json"]
     headers += [f"Authorization: Bearer {start.key}"] if start.key else []
     given = " ".join(f"-H {shlex.quote(header)}" for header in headers)
+    url, posted = shlex.quote(f"{start.url}/v1/chat/completions"), shlex.quote(json.dumps(body))
+
+    def quote(text: str) -> str:
+        # Python's, too.
+        return json.dumps(text, ensure_ascii=False)
+
     return f"""\
-curl -s {start.url}/v1/chat/completions {given} -d '{json.dumps(body)}'
+curl -s {url} {given} -d {posted}
 
 from openai import OpenAI
 
-client = OpenAI(base_url="{start.url}/v1", api_key="{start.key or "none"}")
+client = OpenAI(base_url={quote(f"{start.url}/v1")}, api_key={quote(start.key or "none")})
 answer = client.chat.completions.create(
-    model="{start.name}",
+    model={quote(start.name)},
     messages=[{{"role": "user", "content": "What is 17 times 23?"}}],
     max_tokens=256,
 )
@@ -580,15 +597,16 @@ def run(command: Command) -> Exit:
     read_flags(words)
     tiny = args.model == str(TINY)
     model, has_draft, width = look(args.model)
+    given = name_for_vllm(args.model)
     cards = [] if tiny else read_cards()
     environment = engine.environment(paths, cpu=not cards)
     is_built = bool(environments.read_stamp(paths).get("checked"))
     if is_built and words:
-        words = read_by_vllm(paths, environment, args.model, words)
+        words = read_by_vllm(paths, environment, given, words)
     drafts = has_draft or has_flag(words, "--speculative-config")
     sized = [*words, "--dtype", "float32"] if tiny and not has_flag(words, "--dtype") else words
     plan = make_plan(model, sized, cards, args.concurrency, drafts, width)
-    start = plan_start(args.model, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
+    start = plan_start(given, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
     command.report = {"command": ["vllm", "serve", *start.words], "url": start.url}
     command.say(f"memory    {plan.describe()}")
     if not plan.is_easy:

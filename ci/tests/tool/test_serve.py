@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`serve` without an engine: what fits, which flags, and a stand-in for the server."""
 
+import ast
 import contextlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -420,6 +422,45 @@ def test_what_is_pasted_has_the_key() -> None:
     bare = serve.plan_start("m", [], plan(BF16, [H200]), tiny=False, cpu=False, drafts=True)
     assert "Authorization" not in serve.how_to_ask(bare)
     assert 'api_key="none"' in serve.how_to_ask(bare)
+
+
+def test_what_is_pasted_is_valid_whatever_the_names() -> None:
+    name, key = """o'x "y" \\n""", 'a"b\\'
+    words = ["--api-key", key, "--served-model-name", name, "--host", "::1"]
+    start = serve.plan_start("m", words, plan(BF16, [H200]), tiny=False, cpu=False, drafts=True)
+    curl, _, client = serve.how_to_ask(start).partition("\n")
+    given = shlex.split(curl)
+    assert given[2] == "http://[::1]:8000/v1/chat/completions"
+    assert json.loads(given[-1])["model"] == name
+    values = {
+        word.arg: word.value.value
+        for node in ast.walk(ast.parse(client))
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if isinstance(word.value, ast.Constant)
+    }
+    assert values["model"] == name
+    assert (values["api_key"], values["base_url"]) == (key, "http://[::1]:8000/v1")
+
+
+def test_the_folder_that_was_looked_at_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def served(model: str) -> list[str]:
+        assert cli.main(["serve", "--dry-run", "--json", f"--model={model}"]) == Exit.OK
+        return list(json.loads(capsys.readouterr().out)["command"][2:])
+
+    shutil.copytree(TINY, tmp_path / "-x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "read_cards", list)
+    assert served("~/-x")[0] == str(tmp_path / "-x")
+    words = served("-x")
+    assert words[0] == "./-x"
+    assert words[words.index("--served-model-name") + 1] == "x"
+    for verb in ("serve", "check-model"):
+        assert cli.main([verb, "--model="]) == Exit.USAGE
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_make_hands_the_flags_on() -> None:
