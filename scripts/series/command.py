@@ -4,6 +4,7 @@
 import argparse
 import functools
 import re
+import reprlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from .state import locked, make_build_folder
 def positive(text: str) -> int:
     """The type of an option that counts something."""
     if not re.fullmatch("0*[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not 1 or more")
+    # Nothing has so many; sizes are computed with it, and a float cannot hold any integer.
+    if len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is too large")
     return int(text)
 
 

@@ -7,8 +7,10 @@ a GPU nor torch. What only packages can tell is asked of the engine's environmen
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import json
+import os
 import re
 import stat
 import subprocess
@@ -194,7 +196,10 @@ def check_quantization_config(found: Checkpoint, config: model_config.ModelConfi
 
 def check_shards(found: Checkpoint) -> None:
     """Every file that the index names, and the headers of all that would be loaded."""
-    there = {path.name for path in found.folder.glob("*.safetensors")}
+    # vLLM's glob, of which pathlib's differs, skips what begins with a dot.
+    paths = found.folder.glob("*.safetensors")
+    there = {path.name for path in paths if not path.name.startswith(".")}
+    check_path(found, there)
     weights = found.read_json(INDEX, needed=False)
     named: dict[str, str] = {}
     if weights is not None:
@@ -227,6 +232,14 @@ def check_shards(found: Checkpoint) -> None:
     if spare:
         found.note(INDEX, f"it does not name {some(spare)}: not loaded")
     read_headers(found, sorted(wanted & there), named, not absent)
+
+
+def check_path(found: Checkpoint, names: set[str]) -> None:
+    """Whether vLLM finds the files: it reads the folder's path as a part of a pattern."""
+    seen = glob.glob(os.path.join(found.folder, "*.safetensors"))  # noqa: PTH118, PTH207
+    if sorted(seen) != sorted(str(found.folder / name) for name in names):
+        what = "vLLM does not find the weights in it: it takes [ ] * ? of a path for a pattern"
+        found.wrong(str(found.folder), what, "rename the folder")
 
 
 def check_unfinished(found: Checkpoint) -> None:
@@ -801,6 +814,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 def find_folder(model: str) -> Path:
     """The folder that MODEL names; an error that says how to get one."""
+    if not model:
+        raise Exit.USAGE("MODEL is empty", "name the folder of the checkpoint")
     try:
         folder = Path(model).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):

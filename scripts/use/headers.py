@@ -4,6 +4,7 @@
 import errno
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ DTYPES = {
 FLOATS = ("BF16", "F16", "F32")
 # The library's own limit.
 MOST_HEADER = 100_000_000
+FIELDS = ("__metadata__", "dtype", "shape", "data_offsets")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -104,18 +107,63 @@ def read_text(path: Path) -> str:
         raise BadFileError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def parse(text: str | bytes) -> Any:
-    """JSON of any depth.
+def parse(text: str | bytes, **options: Any) -> Any:
+    """JSON of any depth; `options` are those of json.loads.
 
     Raises:
         BadFileError: it is none.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, **options)
     except RecursionError as error:
         raise DeepError("it is no JSON: it is nested too deeply") from error
     except ValueError as error:
         raise BadFileError(f"it is no JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that the library reads into a field; of tensors it takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in FIELDS:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is there twice")
+    return found
+
+
+def parse_header(text: bytes) -> dict[str, Any]:
+    """The entries of a header; Python's JSON takes more than the library's, which is Rust's.
+
+    Raises:
+        BadFileError: the library refuses it.
+    """
+    try:
+        found = parse(
+            text.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_refuse_twice,
+        )
+        if SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
+    except UnicodeEncodeError as error:
+        raise BadFileError("it is no JSON: it has half a character") from error
+    except RecursionError as error:
+        raise DeepError("it is no JSON: it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise BadFileError("it is no JSON object")
+    notes = found.pop("__metadata__", None)
+    if notes is not None and not (
+        isinstance(notes, dict) and all(isinstance(value, str) for value in notes.values())
+    ):
+        raise BadFileError(f"__metadata__ is {fields.show(notes)}, it is an object of strings")
+    return found
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -135,12 +183,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise refuse(path, error) from error
     try:
-        entries = parse(text)
+        entries = parse_header(text)
     except BadFileError as error:
         raise BadFileError(f"its header cannot be read: {error.what}") from error
-    if not isinstance(entries, dict):
-        raise BadFileError("its header cannot be read: it is no JSON object")
-    entries.pop("__metadata__", None)
     tensors = {name: _read_entry(name, entry) for name, entry in entries.items()}
     places = [(*entry["data_offsets"], name) for name, entry in entries.items()]
     position = 0

@@ -34,8 +34,9 @@ from series.config import Paths
 from series.errors import Exit, SeriesError
 from series.steps import Progress, ask
 
-from . import check_model, sizing
+from . import check_model, headers, sizing
 from .check_model import TINY
+from .fields import show
 from .sizing import Model, Plan
 
 DRAFTS = {"method": "mtp", "num_speculative_tokens": 3}
@@ -43,6 +44,7 @@ IMAGES = {"image": 64}
 # --max-model-len: what fits.
 AUTO = -1
 PORT = 8000
+MOST_DIGITS = 18
 # Seconds that requests have to end in after a SIGTERM.
 DRAIN = 30
 # And that the rest of the server has then.
@@ -79,8 +81,9 @@ class _Options(argparse.ArgumentParser):
 def _length(text: str) -> int:
     """A length as vLLM takes it: 32768, 32k, 32K."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    # More digits are of no length, and too many for a float.
+    if match is None or len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{show(text)} is no number of tokens")
     factor = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}[match[2]]
     return int(float(match[1]) * factor)
 
@@ -88,7 +91,7 @@ def _length(text: str) -> int:
 def _tokens(text: str) -> int:
     """A length of 1 or more."""
     if not (found := _length(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no number of tokens")
     return found
 
 
@@ -99,29 +102,31 @@ def _context(text: str) -> int:
 
 def _port(text: str) -> int:
     if positive(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 65535")
+        raise argparse.ArgumentTypeError(f"{show(text)} is more than 65535")
     return int(text)
 
 
 def _seconds(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or more")
+        raise argparse.ArgumentTypeError(f"{show(text)} is not 0 or more")
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{show(text)} is too large")
     return int(text)
 
 
 def fraction(text: str) -> float:
     """Of a card's memory."""
     if not 0 < (found := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{show(text)} is not above 0 and at most 1")
     return found
 
 
 def _object(text: str) -> dict[str, Any]:
     found = None
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
+    with contextlib.suppress(headers.BadFileError):
+        found = headers.parse(text)
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no object of JSON")
+        raise argparse.ArgumentTypeError(f"{show(text)} is no object of JSON")
     return found
 
 
@@ -216,7 +221,7 @@ class Start:
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def plan_start(
@@ -224,8 +229,8 @@ def plan_start(
 ) -> Start:
     """The model card's flags, those that the plan chose, and the user's in their place."""
     flags = read_flags(words)
-    name = flags.served_model_name or ("tiny" if tiny else Path(model).name or model)
-    if not Path(model).expanduser().is_dir():
+    name = flags.served_model_name or ("tiny" if tiny else Path(model).name.lstrip("-") or model)
+    if not Path(model).is_dir():
         name = flags.served_model_name or model
     given: dict[str, str | None] = {
         "--served-model-name": name,
@@ -270,7 +275,7 @@ def read_cards() -> list[float]:
     if chosen is None:
         return found
     names = [name for name in chosen.split(",") if name.strip()]
-    numbers = [int(name) for name in names if name.strip().isdigit()]
+    numbers = [int(name) for name in names if name.strip().isdecimal()]
     # By UUID it is not said which; cards of one machine are mostly alike.
     return [found[n] for n in numbers if n < len(found)] if numbers else found[: len(names)]
 
@@ -316,6 +321,17 @@ def look(model: str) -> tuple[Model, bool, float]:
     width = embedding.size / (embedding.shape[0] * embedding.shape[1])
     sizes = Model.of(folder.name, found.config.text, found.size)
     return sizes, bool(found.size("mtp.")), width
+
+
+def name_for_vllm(model: str) -> str:
+    """The folder that was looked at, as vLLM finds it: it expands no ~; or a name of the hub."""
+    with contextlib.suppress(RuntimeError):
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            found = str(folder) if model.startswith("~") else model
+            # An option begins so.
+            return f"./{found}" if found.startswith("-") else found
+    return model
 
 
 def _too_many(flags: argparse.Namespace, cards: list[float]) -> Exception:
@@ -532,14 +548,20 @@ def how_to_ask(start: Start) -> str:
     headers = ["Content-Type: application/json"]
     headers += [f"Authorization: Bearer {start.key}"] if start.key else []
     given = " ".join(f"-H {shlex.quote(header)}" for header in headers)
+    url, posted = shlex.quote(f"{start.url}/v1/chat/completions"), shlex.quote(json.dumps(body))
+
+    def quote(text: str) -> str:
+        # Python's, too.
+        return json.dumps(text, ensure_ascii=False)
+
     return f"""\
-curl -s {start.url}/v1/chat/completions {given} -d '{json.dumps(body)}'
+curl -s {url} {given} -d {posted}
 
 from openai import OpenAI
 
-client = OpenAI(base_url="{start.url}/v1", api_key="{start.key or "none"}")
+client = OpenAI(base_url={quote(f"{start.url}/v1")}, api_key={quote(start.key or "none")})
 answer = client.chat.completions.create(
-    model="{start.name}",
+    model={quote(start.name)},
     messages=[{{"role": "user", "content": "What is 17 times 23?"}}],
     max_tokens=256,
 )
@@ -575,15 +597,16 @@ def run(command: Command) -> Exit:
     read_flags(words)
     tiny = args.model == str(TINY)
     model, has_draft, width = look(args.model)
+    given = name_for_vllm(args.model)
     cards = [] if tiny else read_cards()
     environment = engine.environment(paths, cpu=not cards)
     is_built = bool(environments.read_stamp(paths).get("checked"))
     if is_built and words:
-        words = read_by_vllm(paths, environment, args.model, words)
+        words = read_by_vllm(paths, environment, given, words)
     drafts = has_draft or has_flag(words, "--speculative-config")
     sized = [*words, "--dtype", "float32"] if tiny and not has_flag(words, "--dtype") else words
     plan = make_plan(model, sized, cards, args.concurrency, drafts, width)
-    start = plan_start(args.model, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
+    start = plan_start(given, words, plan, tiny=tiny, cpu=not cards, drafts=has_draft)
     command.report = {"command": ["vllm", "serve", *start.words], "url": start.url}
     command.say(f"memory    {plan.describe()}")
     if not plan.is_easy:

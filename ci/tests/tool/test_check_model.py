@@ -645,8 +645,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
         f"{INDEX}: its weight_map is empty; download",
     ),
     "names of two lines": (
-        tensors(lambda found: found.update({"a\n\ud800": ("BF16", [1], b"\0\0")})),
-        r"weights: 1 tensors have no place in this model: a\\n\\ud800; compare",
+        tensors(lambda found: found.update({"a\n\x9b": ("BF16", [1], b"\0\0")})),
+        r"weights: 1 tensors have no place in this model: a\\n\\x9b; compare",
     ),
 }
 
@@ -657,6 +657,37 @@ def test_what_is_broken_is_one_line(copy: Path, name: str) -> None:
     change(copy)
     (said,) = wrongs(copy)
     assert re.match(f"wrong  {line}", said), said
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda text: b'{"__metadata__":{"format":1},' + text[1:], "__metadata__ is {'format': 1}"),
+        (lambda text: b'{"__metadata__":["pt"],' + text[1:], r"__metadata__ is \['pt'\], it is an"),
+        (lambda text: b'{"__metadata__":{"a":{"b":"c"}},' + text[1:], "__metadata__ is .*strings"),
+        (lambda text: text.decode().encode("utf-16"), "it is not UTF-8: "),
+        (lambda text: b"\xef\xbb\xbf" + text, "it is no JSON: .*BOM"),
+        (lambda text: text.replace(b'"dtype"', b'"x":NaN,"dtype"', 1), "NaN is no number"),
+        (lambda text: text.replace(b'"dtype"', b'"dtype":"I8","dtype"', 1), "dtype is there twice"),
+        (lambda text: text.replace(b'"dtype"', b'"x":"\\ud800","dtype"', 1), "half a character"),
+        (lambda text: b'{"__metadata__":null,' + text[1:], None),
+        (lambda text: b'{"__metadata__":{"a":"\\ud83d\\ude00"},' + text[1:], None),
+        (lambda text: b" \n" + text + b"  ", None),
+    ],
+)
+def test_headers_are_read_as_the_library_does(
+    copy: Path, change: Callable[[bytes], bytes], what: str | None
+) -> None:
+    data = (copy / FIRST).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start])
+    entries.pop("__metadata__", None)
+    header = change(json.dumps(entries).encode())
+    (copy / FIRST).write_bytes(len(header).to_bytes(8, "little") + header + data[start:])
+    said = wrongs(copy)
+    assert len(said) == bool(what)
+    if what:
+        assert re.match(f"wrong  {FIRST}: its header cannot be read: .*{what}", said[0]), said
 
 
 def test_the_committed_checkpoint_is_well() -> None:
@@ -700,6 +731,29 @@ def test_a_download_that_has_not_ended(copy: Path) -> None:
     absent, unfinished = wrongs(copy)
     assert f"1 of 3 files that it names are missing: {SECOND}" in absent
     assert f"{SECOND}.incomplete: a download has not ended; run the download again" in unfinished
+
+
+def test_names_that_begin_with_a_dot_are_passed_over(copy: Path) -> None:
+    shutil.copy(TINY / FIRST, copy / f"._{FIRST}")
+    assert wrongs(copy) == []
+    (copy / INDEX).unlink()
+    (copy / f"._{FIRST}").rename(copy / ".model.safetensors")
+    for path in copy.glob("model-*.safetensors"):
+        path.unlink()
+    (line,) = wrongs(copy)
+    assert "no *.safetensors file" in line
+
+
+@pytest.mark.parametrize("name", ["EX [fp8]", "[1]/tiny"])
+def test_a_path_that_vllm_takes_for_a_pattern(copy: Path, name: str) -> None:
+    folder = copy.parent / name
+    folder.parent.mkdir(exist_ok=True)
+    copy.rename(folder)
+    (line,) = wrongs(folder)
+    assert line.startswith(f"wrong  {folder}: vLLM does not find the weights in it")
+    assert line.endswith("; rename the folder")
+    with failing(Exit.FAILED, "vLLM does not find the weights"):
+        serve.look(str(folder))
 
 
 NAMES = ("config.json", JINJA, INDEX, "tokenizer.json", FIRST)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`serve` without an engine: what fits, which flags, and a stand-in for the server."""
 
+import ast
 import contextlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +33,7 @@ from use.check_model import TINY
 from use.sizing import Model, Plan
 
 BF16, FP8, _, INT4 = (Model.released(variant) for variant in memory.VARIANTS)
+MANY = "9" * 400
 H100, H200 = 79.6 * GIB, 140.4 * GIB
 
 
@@ -175,6 +178,12 @@ def test_a_machine_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--gpu-memory-utilization 5", "'5' is not above 0"),
         ("--limit-mm-per-prompt {image:1}", "is no object of JSON"),
         ("--limit-mm-per-prompt []", "is no object of JSON"),
+        (f"--max-model-len {MANY}", r"'9+\.\.\.9+' is no number of tokens"),
+        (f"--max-num-batched-tokens {MANY}", r"'9+\.\.\.9+' is no number of tokens"),
+        (f"--max-num-seqs {MANY}", r"'9+\.\.\.9+' is too large"),
+        (f"--shutdown-timeout {MANY}", r"'9+\.\.\.9+' is too large"),
+        (f"--limit-mm-per-prompt {'[' * 60000}", r"'\[+\.\.\.\[+' is no object of JSON"),
+        (f"--speculative-config {'[' * 60000}", r"'\[+\.\.\.\[+' is no object of JSON"),
         ("--port 99999", "is more than 65535"),
         ("--port 0", "'0' is not 1 or more"),
     ],
@@ -239,7 +248,7 @@ def test_cards_are_those_that_may_be_used(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [round(card / GIB, 1) for card in serve.read_cards()] == [79.6, 140.4]
-    for chosen, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-a", 1), ("7", 0)):
+    for chosen, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-a", 1), ("7", 0), ("²", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert len(serve.read_cards()) == count
     program(tmp_path / "nvidia-smi", "exit 9")
@@ -304,6 +313,11 @@ def test_words_that_are_refused_before_anything_else(
     assert cli.main(["serve", "--dry-run", f"--flags={words}"]) == Exit.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_a_concurrency_of_many_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--dry-run", f"--concurrency={MANY}"]) == Exit.USAGE
+    assert "is too large" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -408,6 +422,45 @@ def test_what_is_pasted_has_the_key() -> None:
     bare = serve.plan_start("m", [], plan(BF16, [H200]), tiny=False, cpu=False, drafts=True)
     assert "Authorization" not in serve.how_to_ask(bare)
     assert 'api_key="none"' in serve.how_to_ask(bare)
+
+
+def test_what_is_pasted_is_valid_whatever_the_names() -> None:
+    name, key = """o'x "y" \\n""", 'a"b\\'
+    words = ["--api-key", key, "--served-model-name", name, "--host", "::1"]
+    start = serve.plan_start("m", words, plan(BF16, [H200]), tiny=False, cpu=False, drafts=True)
+    curl, _, client = serve.how_to_ask(start).partition("\n")
+    given = shlex.split(curl)
+    assert given[2] == "http://[::1]:8000/v1/chat/completions"
+    assert json.loads(given[-1])["model"] == name
+    values = {
+        word.arg: word.value.value
+        for node in ast.walk(ast.parse(client))
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if isinstance(word.value, ast.Constant)
+    }
+    assert values["model"] == name
+    assert (values["api_key"], values["base_url"]) == (key, "http://[::1]:8000/v1")
+
+
+def test_the_folder_that_was_looked_at_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def served(model: str) -> list[str]:
+        assert cli.main(["serve", "--dry-run", "--json", f"--model={model}"]) == Exit.OK
+        return list(json.loads(capsys.readouterr().out)["command"][2:])
+
+    shutil.copytree(TINY, tmp_path / "-x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "read_cards", list)
+    assert served("~/-x")[0] == str(tmp_path / "-x")
+    words = served("-x")
+    assert words[0] == "./-x"
+    assert words[words.index("--served-model-name") + 1] == "x"
+    for verb in ("serve", "check-model"):
+        assert cli.main([verb, "--model="]) == Exit.USAGE
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_make_hands_the_flags_on() -> None:
