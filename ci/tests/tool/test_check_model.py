@@ -514,6 +514,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         quantization(groups(strategy="group")),
         "quantization_config: config_groups.g.weights of strategy group has no group_size; take",
     ),
+    "an ignore list that is null": (
+        config(quantization_config={"quant_method": "compressed-tensors", "ignore": None}),
+        "quantization_config: ignore is None, it is a list of names; take",
+    ),
     "videos that are a list": (
         write("video_preprocessor_config.json", "[]"),
         "video_preprocessor_config.json: it is no JSON object; download it again",
@@ -551,7 +555,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
             *(("temperature", -1), ("temperature", math.nan), ("temperature", [])),
             *(("top_p", 5), ("top_p", 0), ("top_k", -2), ("top_k", 5.5), ("top_k", 2**31)),
             *(("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", math.inf)),
-            *(("max_new_tokens", 0), ("eos_token_id", "x"), ("eos_token_id", [[5]])),
+            *(("max_new_tokens", 0), ("max_new_tokens", 100.0)),
+            *(("eos_token_id", "x"), ("eos_token_id", [[5]])),
         )
     },
     "a config that is a folder": (
