@@ -26,7 +26,7 @@ from series.config import ROOT
 from series.errors import Exit
 
 from . import fields, headers, layout, model_config, parts
-from .fields import COUNT, OBJECT, PLAIN, TEXT, Kind, either, nullable, number, show
+from .fields import COUNT, OBJECT, PLAIN, POSITIVE, TEXT, Kind, either, nullable, number, show
 from .headers import BadFileError, MissingError, Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -426,15 +426,17 @@ TOKENIZER_KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(
         ("additional_special_tokens", "extra_special_tokens"),
-        Kind(
-            lambda value: (
-                isinstance(value, list | dict)
-                and all(
-                    isinstance(token, str | dict)
-                    for token in (value.values() if isinstance(value, dict) else value)
-                )
-            ),
-            "a list of tokens",
+        nullable(
+            Kind(
+                lambda value: (
+                    isinstance(value, list | dict)
+                    and all(
+                        isinstance(token, str | dict)
+                        for token in (value.values() if isinstance(value, dict) else value)
+                    )
+                ),
+                "a list of tokens",
+            )
         ),
     ),
 }
@@ -519,22 +521,31 @@ IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 _COLORS = nullable(
     Kind(
         lambda value: (
-            value == []
-            or (isinstance(value, list) and len(value) == 3 and all(map(fields.is_number, value)))
+            (fields.is_number(value) and not isinstance(value, bool))
+            or value == []
+            or (
+                isinstance(value, list)
+                and len(value) in (1, 3)
+                and all(map(fields.is_number, value))
+            )
         ),
-        "three numbers",
+        "one number or three",
     )
 )
 # Of pictures and of videos, as transformers' Qwen2VL takes them.
 PROCESSOR_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), COUNT),
-    **dict.fromkeys(("min_pixels", "max_pixels"), nullable(COUNT)),
+    "min_pixels": nullable(number(lambda value: value >= 1, "a number above 0")),
+    "max_pixels": nullable(COUNT),
     **dict.fromkeys(("image_mean", "image_std"), _COLORS),
     "rescale_factor": nullable(number(lambda value: True, "a number")),
     "resample": nullable(fields.one_of(*range(6))),
     "processor_class": nullable(TEXT),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), PLAIN),
 }
+
+# vLLM counts a picture's most tokens with integers; a video's it does not.
+VIDEO_KINDS = {"max_pixels": nullable(POSITIVE)}
 
 
 def check_processor(found: Checkpoint) -> None:
@@ -557,15 +568,16 @@ def check_processor(found: Checkpoint) -> None:
     if fork:
         what = f"{' and '.join(fork)} are a fork's, in no release of transformers"
         found.note(name, f"{what}: read as Qwen2VL's")
-    for file, given in ((name, image), (video_name, video)):
-        if given:
-            check_pixels(found, file, given)
+    if image:
+        check_pixels(found, name, image)
+    if video:
+        check_pixels(found, video_name, video, is_video=True)
     if not image or len(found.wrongs) > before:
         return
-    if not image.get("image_mean") or not image.get("image_std"):
+    if any(image.get(key) in (None, []) for key in ("image_mean", "image_std")):
         found.note(name, "no image_mean or image_std: Qwen2VL's defaults are used")
     least, most = read_pixels(image)
-    found.ok(name, f"images of {least // 784} to {most // 784} tokens")
+    found.ok(name, f"images of {int(least) // 784} to {most // 784} tokens")
 
 
 def read_pixels(given: dict[str, Any]) -> tuple[Any, Any]:
@@ -578,12 +590,16 @@ def read_pixels(given: dict[str, Any]) -> tuple[Any, Any]:
     )
 
 
-def check_pixels(found: Checkpoint, name: str, given: dict[str, Any]) -> None:
+def check_pixels(
+    found: Checkpoint, name: str, given: dict[str, Any], is_video: bool = False
+) -> None:
     """The fields of a processor, and its sizes against those of the vision encoder."""
-    if not found.compare(name, PROCESSOR_KINDS, given):
+    kinds = PROCESSOR_KINDS | (VIDEO_KINDS if is_video else {})
+    if not found.compare(name, kinds, given):
         return
     std = given.get("image_std")
-    if std and not all(abs(one) > LEAST_STD for one in std):
+    each = std if isinstance(std, list) else [] if std is None else [std]
+    if not all(abs(one) > LEAST_STD for one in each):
         found.wrong(name, f"image_std {show(std)} divides by zero", AGAIN)
     vision = found.config.vision if found.config and not found.config.wrong else {}
     for ours, theirs in (
@@ -596,17 +612,23 @@ def check_pixels(found: Checkpoint, name: str, given: dict[str, Any]) -> None:
             what = f"{ours} is {show(given[ours])}, vision_config.{theirs} {want}"
             found.wrong(name, what, "both are of one release: download them again")
     size = given.get("size")
-    edges = ("shortest_edge", "longest_edge")
-    is_size = isinstance(size, dict) and (not size or all(edge in size for edge in edges))
+    edges = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+    # Pixels beside a size are put into it as edges, and its own pixels are read by nothing.
+    is_size = isinstance(size, dict) and (
+        not size
+        or all(edge in size for edge in edges)
+        or (
+            set(size) <= {*edges, *edges.values()}
+            and all(edge in size or given.get(pixels) is not None for edge, pixels in edges.items())
+        )
+    )
     if size is not None and not is_size:
         found.wrong(name, f"size is {show(size)}, not shortest_edge and longest_edge", AGAIN)
         return
-    if given.get("min_pixels", 1) is None and given.get("max_pixels") is not None:
-        found.wrong(name, "min_pixels is null beside max_pixels", AGAIN)
-        return
     least, most = read_pixels(given)
     side = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)
-    is_range = fields.is_integer(least) and fields.is_integer(most, side**2) and least <= most
+    is_whole = fields.is_integer(most) or (is_video and fields.POSITIVE.fits(most))
+    is_range = fields.POSITIVE.fits(least) and is_whole and 1 <= least <= most and most >= side**2
     if not is_range or most >= MOST_PIXELS:
         what = f"min_pixels {show(least)} and max_pixels {show(most)} leave no size"
         found.wrong(name, what, AGAIN)

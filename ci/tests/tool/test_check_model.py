@@ -344,9 +344,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
         processor(size=448),
         "preprocessor_config.json: size is 448, not shortest_edge and longest_edge; download",
     ),
-    "one mean for three colors": (
-        processor(image_mean=[0.5]),
-        r"preprocessor_config.json: image_mean is \[0.5\], it is three numbers, or null; download",
+    "two means for three colors": (
+        processor(image_mean=[0.5] * 2),
+        r"preprocessor_config.json: image_mean is \[0.5, 0.5\], it is one number or three,",
     ),
     "a deviation of nothing": (
         processor(image_mean=[0.5] * 3, image_std=[0, 0, 0]),
@@ -514,13 +514,17 @@ BROKEN: dict[str, tuple[Change, str]] = {
         quantization(groups(strategy="group")),
         "quantization_config: config_groups.g.weights of strategy group has no group_size; take",
     ),
+    "an ignore list that is null": (
+        config(quantization_config={"quant_method": "compressed-tensors", "ignore": None}),
+        "quantization_config: ignore is None, it is a list of names; take",
+    ),
     "videos that are a list": (
         write("video_preprocessor_config.json", "[]"),
         "video_preprocessor_config.json: it is no JSON object; download it again",
     ),
     "videos of less than no pixels": (
         video(min_pixels=-1),
-        "video_preprocessor_config.json: min_pixels is -1, it is an integer above 0, or null; down",
+        "video_preprocessor_config.json: min_pixels is -1, it is a number above 0, or null; down",
     ),
     "videos without a deviation": (
         video(image_std=[0, 1, 1]),
@@ -528,7 +532,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "a mean that is no number": (
         processor(image_mean=[math.nan] * 3),
-        r"preprocessor_config.json: image_mean is \[nan, nan, nan\], it is three numbers, or null;",
+        r"preprocessor_config.json: image_mean is \[nan, nan, nan\], it is one number or three,",
     ),
     "pictures of too few pixels": (
         processor(min_pixels=1, max_pixels=700),
@@ -551,7 +555,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
             *(("temperature", -1), ("temperature", math.nan), ("temperature", [])),
             *(("top_p", 5), ("top_p", 0), ("top_k", -2), ("top_k", 5.5), ("top_k", 2**31)),
             *(("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", math.inf)),
-            *(("max_new_tokens", 0), ("eos_token_id", "x"), ("eos_token_id", [[5]])),
+            *(("max_new_tokens", 0), ("max_new_tokens", 100.0)),
+            *(("eos_token_id", "x"), ("eos_token_id", [[5]])),
         )
     },
     "a config that is a folder": (
@@ -608,9 +613,17 @@ BROKEN: dict[str, tuple[Change, str]] = {
         config(id2label=5),
         "config.json: id2label is 5, it is an object, or null; take",
     ),
-    "a least size that is null": (
-        processor(min_pixels=None),
-        "preprocessor_config.json: min_pixels is null beside max_pixels; download",
+    "a deviation of nothing for all colors": (
+        processor(image_mean=0.5, image_std=0.0),
+        "preprocessor_config.json: image_std 0.0 divides by zero; download",
+    ),
+    "a most of pixels that is no integer": (
+        processor(max_pixels=1e6),
+        "preprocessor_config.json: max_pixels is 1000000.0, it is an integer above 0, or null;",
+    ),
+    "pixels of a size without those beside it": (
+        processor(size={"min_pixels": 3136, "max_pixels": 50176}, max_pixels=None),
+        "preprocessor_config.json: size is {.*}, not shortest_edge and longest_edge; download",
     ),
     "sizes in a list": (
         video(size=[]),
@@ -622,7 +635,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "special tokens that are numbers": (
         tokenizer_config(extra_special_tokens=[5]),
-        r"tokenizer_config.json: extra_special_tokens is \[5\], it is a list of tokens; download",
+        r"tokenizer_config.json: extra_special_tokens is \[5\], it is a list of tokens, or null;",
     ),
     "an argument of another library": (
         quantization(groups(foo=5)),
@@ -724,6 +737,25 @@ def test_a_quirk_is_a_note(copy: Path, change: Change, says: str) -> None:
     found = check_model.check(copy)
     assert found.wrongs == []
     assert sum(says in finding.what for finding in found.findings) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        tokenizer_config(additional_special_tokens=None),
+        tokenizer_config(extra_special_tokens=None),
+        processor(min_pixels=3136.0),
+        video(min_pixels=3136.0, max_pixels=1e6),
+        processor(size={"min_pixels": 3136, "max_pixels": 50176}),
+        processor(size={"shortest_edge": 3136}),
+        processor(image_mean=0.5, image_std=0.5),
+        processor(image_mean=[0.5], image_std=[0.5]),
+        processor(min_pixels=None),
+    ],
+)
+def test_what_vllm_takes_is_not_wrong(copy: Path, change: Change) -> None:
+    change(copy)
+    assert wrongs(copy) == []
 
 
 def test_a_download_that_has_not_ended(copy: Path) -> None:
