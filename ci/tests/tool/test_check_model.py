@@ -123,14 +123,17 @@ def link_to_nothing(folder: Path) -> None:
     (folder / SECOND).symlink_to(f"../blobs/{'a' * 64}")
 
 
-def processor(**fields: Any) -> Change:
-    return lambda folder: edit(
-        folder / "preprocessor_config.json", lambda data: data.update(fields)
-    )
+def fields_of(file: str) -> Callable[..., Change]:
+    def with_fields(**fields: Any) -> Change:
+        return lambda folder: edit(folder / file, lambda data: data.update(fields))
+
+    return with_fields
 
 
-def generation(**fields: Any) -> Change:
-    return lambda folder: edit(folder / "generation_config.json", lambda data: data.update(fields))
+processor = fields_of("preprocessor_config.json")
+video = fields_of("video_preprocessor_config.json")
+generation = fields_of("generation_config.json")
+tokenizer_config = fields_of("tokenizer_config.json")
 
 
 def leave_pointer(folder: Path) -> None:
@@ -196,16 +199,6 @@ def without(name: str, change: Change) -> Change:
         change(folder)
 
     return apply
-
-
-def video(**fields: Any) -> Change:
-    return lambda folder: edit(
-        folder / "video_preprocessor_config.json", lambda data: data.update(fields)
-    )
-
-
-def tokenizer_config(**fields: Any) -> Change:
-    return lambda folder: edit(folder / "tokenizer_config.json", lambda data: data.update(fields))
 
 
 def deep_header(folder: Path) -> None:
