@@ -37,7 +37,7 @@ SERIES = command -v '$(interpreter)' >/dev/null || { \
 .NOTPARALLEL:
 .PHONY: help doctor configure fetch apply unapply status build demo check-model serve bundle test clean distclean export \
   check drop-when diff canary bisect upstream-branch test-tool test-model test-long test-each test-all \
-  upstream-tests capabilities pages evaluate lossless drafts clients stress stress-without soak two-nodes faults train mutate \
+  without upstream-tests capabilities pages evaluate lossless drafts clients stress stress-without soak two-nodes faults train mutate \
   transformers bench gpu-pack bundle-check locks
 
 ##@ use
@@ -140,6 +140,9 @@ test-all: test test-long test-each  ## all that CI runs
 	@$(SERIES) upstream-tests $(COMMON) --check
 	@$(SERIES) capabilities $(COMMON) --check
 	@$(SERIES) pages $(COMMON) --check
+
+without: build  ## the tests of the patches on the pinned source, beside the last test-model
+	@$(SERIES) without $(COMMON)
 
 upstream-tests: build  ## vLLM's own tests of what the series changes, without and with it
 	@$(SERIES) upstream-tests $(COMMON) $(if $(FRESH),--fresh)

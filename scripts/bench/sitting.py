@@ -188,25 +188,32 @@ def environment(who: str, args: argparse.Namespace) -> dict[str, str]:
 
 
 def write_models(args: argparse.Namespace) -> None:
-    """The model's folder for each.
-
-    A release with its own model reads fields of the text at the top level too, and takes only
-    processors that transformers has.
-    """
+    """The model's folder for each."""
     from tests.models.multimodal.exaone4_5_utils import write_config_files
 
     for who in names(args):
-        config = make_config(tiny=args.tiny)
-        if who != SERIES:
-            fields = config["text_config"]
-            # transformers refuses the draft layer's entry.
-            fields["layer_types"] = fields["layer_types"][: fields["num_hidden_layers"]]
-            config = {**fields, **config, "model_type": config["model_type"]}
         folder = args.out / f"model-{who}"
-        write_config_files(folder, config, max_pixels=3211264)
-        for file in folder.glob("*preprocessor_config.json") if who != SERIES else ():
-            text = file.read_text().replace('or_type": "Exaone4_5_', 'or_type": "Qwen2VL')
-            file.write_text(text)
+        write_config_files(folder, make_config(tiny=args.tiny), max_pixels=3211264)
+        if who != SERIES:
+            make_loadable(folder)
+
+
+def make_loadable(folder: Path) -> None:
+    """Write a model's files as a release with its own model can load them.
+
+    It reads fields of the text at the top level too, and takes only processors that transformers
+    has.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    fields = config["text_config"]
+    # transformers refuses the draft layer's entry.
+    fields["layer_types"] = fields["layer_types"][: fields["num_hidden_layers"]]
+    config = {**fields, **config, "model_type": config["model_type"]}
+    file.write_text(json.dumps(config, indent=2))
+    for file in folder.glob("*preprocessor_config.json"):
+        text = file.read_text().replace('or_type": "Exaone4_5_', 'or_type": "Qwen2VL')
+        file.write_text(text)
 
 
 def result_of(workload: str, who: str, number: int, args: argparse.Namespace) -> Path:

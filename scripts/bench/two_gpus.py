@@ -58,7 +58,7 @@ def commands(name: str, folder: Path, args: argparse.Namespace) -> list[list[str
     return [[*words, "--engine-options", json.dumps(options)]]
 
 
-def judge(name: str, folder: Path) -> dict[str, Any]:
+def judge(name: str, folder: Path, mode: str = "mtp") -> dict[str, Any]:
     """The result of a run, and what is wrong with it."""
     if name == "encoder":
         import numpy as np
@@ -68,7 +68,7 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
         result: dict[str, Any] = {"rows": len(plain), "relative_error": error}
         result["wrong"] = [] if error <= BAR else [f"the rows differ by {error:.1e}"]
         return result
-    result = json.loads((folder / "mtp.json").read_text())
+    result = json.loads((folder / f"{mode}.json").read_text())
     wrong = [f"{result['wrong_tokens']} tokens"] if result["wrong_tokens"] else []
     for row in result["rates"]:
         if name == "pipeline" or row["accepted_per_position"] != row["expected_per_position"]:

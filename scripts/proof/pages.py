@@ -46,6 +46,7 @@ from . import (
     transformers_releases,
     two_nodes,
     upstream_tests,
+    without,
 )
 
 # A page has the bases that have data under the name of the page.
@@ -61,6 +62,7 @@ PAGES: dict[str, Callable[[list[Base]], str]] = {
     "docs/evidence/transformers-releases.md": transformers_releases.page,
     "docs/evidence/two-nodes.md": two_nodes.page,
     "docs/evidence/upstream-tests.md": upstream_tests.page,
+    "docs/evidence/without.md": without.page,
 }
 DOCUMENTS = ("README.md", "docs/**/*.md")
 # Where every figure has to come from a run.

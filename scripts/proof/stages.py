@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from series import engine, patches
 from series import env as environments
@@ -33,6 +33,7 @@ from .runner import Ended, Progress, Warm, Worktrees, start
 # Each has an engine or two in its memory.
 MOST_JOBS = 4
 SECONDS = 600
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +306,7 @@ class Runner:
             for one in compare:
                 needed = commits.get(one.needs)
                 runs[one.name] = functools.partial(self._compare, other, one, needed)
-            return self._all(runs)
+            return list(self._all(runs).values())
 
     def each(self, stages: list[tuple[Stage, str]]) -> list[Result]:
         """Every stage on the tree after its patch, in a git worktree of its own."""
@@ -316,7 +317,27 @@ class Runner:
                 with self.worktrees.at(commit) as tree:
                     return self._stage(warm, stage, tree)
 
-            return self._all({s.name: functools.partial(one, s, c) for s, c in stages})
+            runs = {s.name: functools.partial(one, s, c) for s, c in stages}
+            return list(self._all(runs).values())
+
+    def without(self, stages: list[Stage]) -> dict[str, Ended]:
+        """Every stage on the pinned source, whose tests are those of the series."""
+        with contextlib.ExitStack() as stack:
+            warm = self._warm(stack, self.plan.warm["libraries"], None)
+            source = stack.enter_context(self.worktrees.at("base"))
+            head = git(self.paths.tree, "rev-parse", "HEAD")
+            git(source, "checkout", "--quiet", head, "--", "tests")
+
+            def one(stage: Stage) -> Ended:
+                log = self.logs / f"{stage.name}.log"
+                self.progress.start(stage.name, log.with_suffix(".jsonl"))
+                ended = self._pytest(warm, stage, source, log, imports=["vllm"])
+                counts = outcomes.count(ended.outcomes)
+                words = [f"{number} {name}" for name, number in counts.items() if number]
+                self.progress.end(stage.name, ", ".join(words) or "no test ran")
+                return ended
+
+            return self._all({s.name: functools.partial(one, s) for s in stages})
 
     def _warm(self, stack: contextlib.ExitStack, modules: list[str], tree: Path | None) -> Warm:
         warm = start(self.paths, modules, self.environment, self.logs, tree)
@@ -324,7 +345,7 @@ class Runner:
         self.warm.append(warm)
         return warm
 
-    def _all(self, runs: dict[str, Callable[[], Result]]) -> list[Result]:
+    def _all(self, runs: dict[str, Callable[[], T]]) -> dict[str, T]:
         prepare(self.plan, self.paths, self.environment)
         self.progress = Progress(len(runs), self.out)
         pool = ThreadPoolExecutor(self.jobs)
@@ -332,7 +353,7 @@ class Runner:
         try:
             order = sorted(runs, key=lambda name: name not in early)
             ended = {name: pool.submit(runs[name]) for name in order}
-            return [ended[name].result() for name in runs]
+            return {name: ended[name].result() for name in runs}
         except BaseException:
             # Ctrl-C, or the first error: what runs ends now, what waits never starts.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -367,15 +388,7 @@ class Runner:
         )
         log = self.logs / f"{stage.name}.log"
         self.progress.start(stage.name, log.with_suffix(".jsonl"))
-        ended = warm.run(
-            tree,
-            log,
-            stage.seconds,
-            "-rs",
-            *(fill(test, self.paths) for test in stage.tests),
-            imports=["vllm", *stage.imports],
-            models=self.plan.warm["models"],
-        )
+        ended = self._pytest(warm, stage, tree, log, imports=["vllm", *stage.imports])
         result.imports, result.cpu = ended.imported, ended.cpu
         for name, number in outcomes.count(ended.outcomes).items():
             setattr(result, name, number)
@@ -385,6 +398,13 @@ class Runner:
             # A collection error or a crash leaves no failed test behind.
             result.failed = 1
         return self._end(result, begin, [ended])
+
+    def _pytest(
+        self, warm: Warm, stage: Stage, tree: Path, log: Path, *, imports: list[str]
+    ) -> Ended:
+        tests = [fill(test, self.paths) for test in stage.tests]
+        models = self.plan.warm["models"]
+        return warm.run(tree, log, stage.seconds, "-rs", *tests, imports=imports, models=models)
 
     def _compare(self, warm: Warm, one: Comparison, needed: str | None) -> Result:
         """A script without and with the series; both must give the same answers."""

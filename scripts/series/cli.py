@@ -58,6 +58,7 @@ MAINTAIN = {
     "test-tool": Verb("series.selftest", "tests, lint and types of the tool itself"),
     "test-model": Verb("proof.stages", "run the tests of the series in the work tree"),
     "test-each": Verb("proof.stages", "run each patch's own tests on the tree after that patch"),
+    "without": Verb("proof.without", "the tests of the patches on the pinned source"),
     "upstream-tests": Verb("proof.upstream_tests", "vLLM's own tests, without and with the series"),
     "capabilities": Verb("proof.capabilities", "the page of what works, from the last test-model"),
     "pages": Verb("proof.pages", "write what is generated in the documents, from runs"),

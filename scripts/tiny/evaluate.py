@@ -39,17 +39,16 @@ class Answer(NamedTuple):
 def make_engine(folder: Path, **options: Any) -> Any:
     from vllm import LLM
 
-    return LLM(
-        model=str(folder),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=1024,
-        max_num_seqs=16,
-        limit_mm_per_prompt={"image": 2, "video": 1},
-        seed=0,
-        use_tqdm_on_load=False,
-        **options,
-    )
+    given: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "limit_mm_per_prompt": {"image": 2, "video": 1},
+        "seed": 0,
+        "use_tqdm_on_load": False,
+    }
+    return LLM(model=str(folder), **given | options)
 
 
 def to_request(question: task.Question) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text that two bases have in common."""
 
-from proof import shared_text
+import functools
+
+import pytest
+
+from proof import pages, shared_text
 from series.config import Base
+from series.errors import Exit, SeriesError
 
 
 def test_lines_are_shared_in_order_and_without_comments() -> None:
@@ -25,3 +30,33 @@ def test_the_table_has_the_sums() -> None:
     assert len(rows) >= 10 and 0 < same < lines
     said = f"| the {len(rows)} patches with one name on both bases | {same} of {lines} ("
     assert said in shared_text.table()
+
+
+def test_less_than_the_least_share_is_refused() -> None:
+    rows = [("good", 10, 10), ("bad", 10, 5), ("small", 4, 3)]
+    shared_text.check(rows, least=75)
+    with pytest.raises(SeriesError) as error:
+        shared_text.check(rows, least=76)
+    assert error.value.code == Exit.FAILED
+    assert "18 of 24 (75.0 %)" in error.value.what
+    assert "missing in bad (5), small (1), good (0)" in error.value.what
+    assert shared_text.DIFF in error.value.hint
+
+
+def test_a_page_is_not_written_below_the_least_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_text, "check", functools.partial(shared_text.check, least=100))
+    with pytest.raises(SeriesError, match="less than 100 %"):
+        pages.block("shared-text")
+
+
+def test_differences_are_of_the_patches_on_both() -> None:
+    old = {"p": {"a.py": ["x = 1", "y = 2"], "b.py": ["z"]}, "q": {"a.py": ["q"]}}
+    new = {"p": {"moved.py": ["x = 1", "y = 3"]}, "r": {"a.py": ["r"]}}
+    assert shared_text.differences(old, new) == [
+        "--- p: a.py",
+        "+++ p: moved.py",
+        "@@ -1,2 +1,2 @@",
+        " x = 1",
+        "-y = 2",
+        "+y = 3",
+    ]
