@@ -264,7 +264,8 @@ def key_of(base: Base, about: dict[str, Any]) -> str:
     """Changes with whatever the outcomes of the pinned source are a matter of."""
     here, choice = Path(__file__), Choice.read(base.folder / FILE)
     contents = [here.with_name(name).read_bytes() for name in ("stand_ins.py", "absent.py")]
-    settings = (choice.models, choice.seconds, sorted(choice.left_out))
+    # Not `seconds`: of a file that took longer nothing is kept.
+    settings = (choice.models, sorted(choice.left_out))
     what = (evidence.locked(base).base, about["versions"], contents, settings)
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
