@@ -58,6 +58,7 @@ class Choice:
     left_out: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     mended: dict[str, list[str]] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     seconds: int = 300
 
@@ -85,10 +86,16 @@ class Choice:
         """The starts of the names of all tests that have a reason not to pass."""
         return [start for starts in self.reasons.values() for start in starts]
 
-    def mends(self, node: str) -> str:
-        """The start of its name in `mended`, or nothing."""
-        every = [start for starts in self.mended.values() for start in starts]
-        return next((start for start in every if node.startswith(start)), "")
+    @property
+    def turned(self) -> dict[str, tuple[str, str, str]]:
+        """The starts of names that stand in `mended` or `changed`: the table and both outcomes."""
+        tables = ((self.mended, ("mended", "failed", "passed")),
+                  (self.changed, ("changed", "passed", "failed")))  # fmt: skip
+        return {s: row for table, row in tables for starts in table.values() for s in starts}
+
+    def turn(self, node: str) -> tuple[str, str, str] | None:
+        """The row of `turned` that a test has."""
+        return next((row for start, row in self.turned.items() if node.startswith(start)), None)
 
     def reason(self, node: str) -> str:
         """The one of `starts` that a test has, or nothing."""
@@ -121,15 +128,18 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, help="files at a time (one a processor)")
 
 
-def check_choice(choice: Choice, tree: Path) -> None:
+def check_choice(choice: Choice, file: Path, tree: Path) -> None:
     """Every changed file has its tests or a reason, and all files that are named exist."""
     changed = git(tree, "diff", "--name-only", "--diff-filter=M", "base", "HEAD", "--", "vllm")
     want, have = set(changed.splitlines()), set(choice.tests)
-    if odd := sorted(want ^ have):
-        what = "is not changed by the series" if odd[0] in have else "has no tests"
-        raise wrong(f"{FILE}: {odd[0]} {what}", "correct [tests]")
-    mended = [start for starts in choice.mended.values() for start in starts]
-    known = [*choice.files, *choice.left_out, *choice.starts, *mended]
+    if new := sorted(want - have):
+        raise wrong(
+            f"{file}: the series changes {', '.join(new)}, without a row in [tests]",
+            'name what tests each: "vllm/x.py" = ["tests/test_x.py"], or = "why it has none"',
+        )
+    if old := sorted(have - want):
+        raise wrong(f"{file}: the series does not change {', '.join(old)}", "drop from [tests]")
+    known = [*choice.files, *choice.left_out, *choice.starts, *choice.turned]
     for name in known:
         if not (tree / file_of(name)).is_file():
             raise wrong(f"{FILE}: there is no {name}", "correct it")
@@ -153,10 +163,12 @@ def judge(choice: Choice, files: list[str], without: Run, with_series: Run,
             before == "missing"
             or (before == "failed" and (after == "passed" or node == file_of(node)))
         )
-        mends = choice.mends(node)
-        if mends and (before, after) != ("failed", "passed"):
-            found.append(f"{node}: {before} and then {after}, and is in [mended] of {FILE}")
-        elif before != after and not own and not mends:
+        if turned := choice.turn(node):
+            if (before, after) != turned[1:]:
+                found.append(
+                    f"{node}: {before} and then {after}, and is in [{turned[0]}] of {FILE}"
+                )
+        elif before != after and not own:
             found.append(f"{node}: {before} without the series, {after} with it")
         elif after not in ("passed", "missing") and not choice.reason(node):
             found.append(f"{node}: {after}, and {FILE} says no reason")
@@ -324,7 +336,7 @@ def run(command: Command) -> Exit:
     begin = time.monotonic()
     with locked(paths.state / ".lock", args.wait):
         evidence.require_tree(base, paths)
-        check_choice(choice, paths.tree)
+        check_choice(choice, base.folder / FILE, paths.tree)
         about = evidence.about(base, paths)
         without, with_series = run_both(command, choice, files, key_of(base, about))
         changed = git(paths.tree, "diff", "--name-only", "base", "HEAD", "--", "tests")
@@ -333,7 +345,7 @@ def run(command: Command) -> Exit:
     counts = {file: count(with_series, file) for file in files}
     not_passed: dict[str, int] = {}
     for node, outcome in with_series.tests.items():
-        if outcome != "passed":
+        if outcome != "passed" and not choice.turn(node):
             reason = choice.reason(node)
             not_passed[reason] = not_passed.get(reason, 0) + 1
     report = {**about, "files": counts, "reasons": dict(sorted(not_passed.items()))}
@@ -403,6 +415,9 @@ def page(bases: list[Base]) -> str:
         for why, starts in choice.mended.items():
             names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
             lines += ["", f"Failed without the series and passed with it, as {why}: {names}."]
+        for why, starts in choice.changed.items():
+            names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
+            lines += ["", f"Passed without the series and fails with it, as {why}: {names}."]
         lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
         for why, starts in choice.reasons.items():

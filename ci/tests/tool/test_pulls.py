@@ -179,6 +179,11 @@ repos:
   - id: check-other
     entry: python tools/pre_commit/other.py
     types: [python]
+  - id: check-test-tethering
+    entry: python tools/pre_commit/tethering.py
+    files: ^tests/
+  - id: check-rest
+    entry: python tools/pre_commit/spdx.py
 """
 
 
@@ -190,6 +195,9 @@ def test_upstream_s_own_hooks_run_on_the_changed_files(tmp_path: Path) -> None:
         "import sys\nsys.exit(any('SPDX' not in open(f).read() for f in sys.argv[1:]))\n"
     )
     (folder / "tools/pre_commit/other.py").write_text("import not_installed\n")
+    (folder / "tools/pre_commit/tethering.py").write_text(
+        "import sys\nif 'bad.py' in sys.argv:\n    sys.exit('error: bad.py is not run')\n"
+    )
     (folder / "good.py").write_text("# SPDX\n")
     (folder / "bad.py").write_text("")
     for files, outcome in ((["good.py", "x.md"], "passed"), (["good.py", "bad.py"], "failed")):
@@ -200,13 +208,15 @@ def test_upstream_s_own_hooks_run_on_the_changed_files(tmp_path: Path) -> None:
             "markdownlint",
             "check-spdx",
             "check-other",
+            "check-test-tethering",
+            "check-rest",
         ]
-        for name in ("ruff-check", "check-spdx"):
+        for name in ("ruff-check", "check-spdx", "check-test-tethering"):
             assert found[name].outcome == outcome
         said = f"uv tool run --quiet --from ruff==0.14.0 ruff check --no-cache --quiet {files[0]}"
         assert found["ruff-check"].said.startswith(said)
         assert "x.md" not in found["ruff-check"].said
-        assert found["markdownlint"].outcome == pulls.ELSEWHERE
+        assert found["markdownlint"].outcome == found["check-rest"].outcome == pulls.ELSEWHERE
         assert found["check-other"].outcome == (
             "not run: ModuleNotFoundError: No module named 'not_installed'"
         )
@@ -271,6 +281,8 @@ def test_tests_that_no_pipeline_runs_are_named(tmp_path: Path) -> None:
         ("pytest -v -s test_a.py", "named by a pipeline"),
         ("pytest -v -s other.py", "no pipeline names tests/test_a.py"),
         ("cat test_a.py", "no pipeline names tests/test_a.py"),
+        ("# pytest -v -s test_a.py", "no pipeline names tests/test_a.py"),
+        ("pytest -v -s other.py # not test_a.py", "no pipeline names tests/test_a.py"),
     ):
         (folder / "x.yaml").write_text(f"- {command}\n")
         found = pulls.in_pipelines(tmp_path, ["vllm/a.py", "tests/test_a.py", "tests/utils.py"])

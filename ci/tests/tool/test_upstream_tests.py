@@ -177,8 +177,8 @@ def test_a_pinned_source_that_had_a_problem_is_not_kept(
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"vllm/__init__.py" = ', '"vllm/other.py" = ', "vllm/__init__.py has no tests"),
-        ("[left_out]", '"vllm/first.py" = "none"\n[left_out]', "vllm/first.py is not changed"),
+        ('"vllm/__init__.py" = ', '"vllm/other.py" = ', "changes vllm/__init__.py, without a row"),
+        ("[left_out]", '"vllm/first.py" = "none"\n[left_out]', "does not change vllm/first.py"),
         ("::test_gpu", "/../test_no.py", "there is no tests/test_upstream.py/../test_no.py"),
         ("[left_out]", f'[left_out]\n"{FILE}" = "slow"', "is left out, and is not"),
     ],
@@ -243,12 +243,28 @@ def test_judging(
 
 @pytest.mark.parametrize("without", [PASSES, FAILS])
 @pytest.mark.parametrize("with_series", [PASSES, FAILS])
-def test_what_the_series_mends(without: Run, with_series: Run) -> None:
-    choice = Choice({"vllm/x.py": [FILE]}, mended={"why": [NODE]})
-    found = judge(choice, [FILE], without, with_series, set())
-    assert len(found) == ((without, with_series) != (FAILS, PASSES))
+@pytest.mark.parametrize(
+    ("table", "right"), [("mended", (FAILS, PASSES)), ("changed", (PASSES, FAILS))]
+)
+def test_what_the_series_mends_and_changes(
+    without: Run, with_series: Run, table: str, right: tuple[Run, Run]
+) -> None:
+    choice = Choice({"vllm/x.py": [FILE]}, **{table: {"why": [NODE]}})
+    found = judge(choice, [FILE], without, with_series, {FILE})
+    assert len(found) == ((without, with_series) != right)
     before, after = without.tests[NODE], with_series.tests[NODE]
-    assert all(f"{before} and then {after}, and is in [mended]" in line for line in found)
+    assert all(f"{before} and then {after}, and is in [{table}]" in line for line in found)
+
+
+def test_a_test_that_the_series_contradicts_is_on_the_page(toy: Toy, upstream: Upstream) -> None:
+    upstream("vllm.COUNT == 0")
+    write(toy, f'{CHOICE}[changed]\n"it counts to two" = ["{FILE}::test_other"]\n')
+    run(toy)
+    data = json.loads(upstream_tests.data_file(toy.base).read_text())
+    assert data["files"][FILE]["failed"] == 1
+    assert data["reasons"] == {f"{FILE}::test_gpu": 1}
+    page = upstream_tests.page([toy.base])
+    assert "fails with it, as it counts to two: `test_upstream.py::test_other`." in page
 
 
 @pytest.mark.parametrize(
