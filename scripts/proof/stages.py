@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -345,7 +345,7 @@ class Runner:
         self.warm.append(warm)
         return warm
 
-    def _all(self, runs: dict[str, Callable[[], T]]) -> dict[str, T]:
+    def _all(self, runs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         prepare(self.plan, self.paths, self.environment)
         self.progress = Progress(len(runs), self.out)
         pool = ThreadPoolExecutor(self.jobs)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text that two bases have in common."""
 
-import functools
-
 import pytest
 
 from proof import pages, shared_text
@@ -34,19 +32,27 @@ def test_the_table_has_the_sums() -> None:
 
 def test_less_than_the_least_share_is_refused() -> None:
     rows = [("good", 10, 10), ("bad", 10, 5), ("small", 4, 3)]
-    shared_text.check(rows, least=75)
+    shared_text.check(rows, "all", least=75)
     with pytest.raises(SeriesError) as error:
-        shared_text.check(rows, least=76)
+        shared_text.check(rows, "all", least=76)
     assert error.value.code == Exit.FAILED
     assert "18 of 24 (75.0 %)" in error.value.what
     assert "missing in bad (5), small (1), good (0)" in error.value.what
     assert shared_text.DIFF in error.value.hint
 
 
-def test_a_page_is_not_written_below_the_least_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_text, "check", functools.partial(shared_text.check, least=100))
-    with pytest.raises(SeriesError, match="less than 100 %"):
+@pytest.mark.parametrize("which", shared_text.LEAST)
+def test_a_page_is_not_written_below_a_least_share(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(shared_text.LEAST, which, 100)
+    with pytest.raises(SeriesError, match=rf"\({which}\) share .* less than 100 %"):
         pages.block("shared-text")
+
+
+def test_the_models_patches_are_those_of_its_sections() -> None:
+    rows = [("input-checks", 3, 2), ("eagle3-hidden-states", 2, 1), ("uuids-by-content", 1, 1)]
+    assert shared_text.of_the_model(Base.load("v0.33.0"), rows) == rows[:2]
 
 
 def test_differences_are_of_the_patches_on_both() -> None:

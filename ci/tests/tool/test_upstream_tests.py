@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,7 +250,8 @@ def test_judging(
 def test_what_the_series_mends_and_changes(
     without: Run, with_series: Run, table: str, right: tuple[Run, Run]
 ) -> None:
-    choice = Choice({"vllm/x.py": [FILE]}, **{table: {"why": [NODE]}})
+    turned: Any = {table: {"why": [NODE]}}
+    choice = Choice({"vllm/x.py": [FILE]}, **turned)
     found = judge(choice, [FILE], without, with_series, {FILE})
     assert len(found) == ((without, with_series) != right)
     before, after = without.tests[NODE], with_series.tests[NODE]
