@@ -90,7 +90,7 @@ class Choice:
     def turned(self) -> dict[str, tuple[str, str, str]]:
         """The starts of names that stand in `mended` or `changed`: the table and both outcomes."""
         tables = ((self.mended, ("mended", "failed", "passed")),
-                  (self.changed, ("changed", "passed", "failed")))  # fmt: skip
+                  (self.changed, ("changed", "passed", "missing")))  # fmt: skip
         return {s: row for table, row in tables for starts in table.values() for s in starts}
 
     def turn(self, node: str) -> tuple[str, str, str] | None:
@@ -418,7 +418,7 @@ def page(bases: list[Base]) -> str:
             lines += ["", f"Failed without the series and passed with it, as {why}: {names}."]
         for why, starts in choice.changed.items():
             names = ", ".join(f"`{start.removeprefix('tests/')}`" for start in starts)
-            lines += ["", f"Passed without the series and fails with it, as {why}: {names}."]
+            lines += ["", f"Replaced by the series, in the same file, as {why}: {names}."]
         lines += ["", "What does not pass, in either tree:", "", "| why | how many | tests |"]
         lines.append("| --- | --- | --- |")
         for why, starts in choice.reasons.items():

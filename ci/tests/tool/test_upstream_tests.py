@@ -243,9 +243,9 @@ def test_judging(
 
 
 @pytest.mark.parametrize("without", [PASSES, FAILS])
-@pytest.mark.parametrize("with_series", [PASSES, FAILS])
+@pytest.mark.parametrize("with_series", [PASSES, FAILS, Run()])
 @pytest.mark.parametrize(
-    ("table", "right"), [("mended", (FAILS, PASSES)), ("changed", (PASSES, FAILS))]
+    ("table", "right"), [("mended", (FAILS, PASSES)), ("changed", (PASSES, Run()))]
 )
 def test_what_the_series_mends_and_changes(
     without: Run, with_series: Run, table: str, right: tuple[Run, Run]
@@ -254,19 +254,19 @@ def test_what_the_series_mends_and_changes(
     choice = Choice({"vllm/x.py": [FILE]}, **turned)
     found = judge(choice, [FILE], without, with_series, {FILE})
     assert len(found) == ((without, with_series) != right)
-    before, after = without.tests[NODE], with_series.tests[NODE]
+    before, after = without.tests[NODE], with_series.tests.get(NODE, "missing")
     assert all(f"{before} and then {after}, and is in [{table}]" in line for line in found)
 
 
-def test_a_test_that_the_series_contradicts_is_on_the_page(toy: Toy, upstream: Upstream) -> None:
-    upstream("vllm.COUNT == 0")
+def test_a_test_that_the_series_replaces_is_on_the_page(toy: Toy, upstream: Upstream) -> None:
+    upstream("vllm.COUNT == 0\nif vllm.COUNT:\n    del test_other")
     write(toy, f'{CHOICE}[changed]\n"it counts to two" = ["{FILE}::test_other"]\n')
     run(toy)
     data = json.loads(upstream_tests.data_file(toy.base).read_text())
-    assert data["files"][FILE]["failed"] == 1
+    assert data["files"][FILE] == {"passed": 1, "failed": 0, "skipped": 1}
     assert data["reasons"] == {f"{FILE}::test_gpu": 1}
     page = upstream_tests.page([toy.base])
-    assert "fails with it, as it counts to two: `test_upstream.py::test_other`." in page
+    assert "in the same file, as it counts to two: `test_upstream.py::test_other`." in page
 
 
 @pytest.mark.parametrize(
