@@ -2,58 +2,51 @@
 """`upstream-branch`: patches as branches for vLLM, each with the text of its pull request.
 
 Nothing is sent. A text holds what a program can know; what only the person who sends it can say
-stands there as a box to tick.
+stands there as a box to tick. pull_text.py writes the texts, pull_hooks.py runs upstream's hooks.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import email.utils
 import json
 import re
-import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from series import canary, index, patches, tools
+from series import canary, patches
 from series import env as environments
 from series.command import Command, positive
-from series.config import Paths
+from series.config import ROOT, Paths
 from series.errors import Exit
-from series.git import git
+from series.git import WHO, attempt, git
 from series.lint import FIXES
-from series.patches import Mail, section
-from series.place import place
+from series.patches import Mail
+from series.place import THREE_WAY, place
 from series.state import locked, write_atomic
 from series.target import resolve
 
-from . import stages
+from . import pull_hooks, stages, upstream_tests
+from .pull_text import Facts, Item, Looked, changed_tests, checklist, text
 from .stages import Plan
 
 OURS = ("Patch-Name", "Upstream", "Drop-When")  # trailers that mean something here alone
-BANDS = ((50, "low"), (250, "medium"))  # of vLLM's checklist, in lines of code added
-CORE = re.compile(r"vllm/v1/(core/|worker/(gpu/)?(gpu_)?model_runner|worker/gpu_model_runner)")
-OPEN = "to be completed by the person who sends it"
-
-
-class Item(NamedTuple):
-    """One pull request: a patch, or a section."""
-
-    slug: str
-    title: str
-    names: list[str]
 
 
 class Made(NamedTuple):
-    """A branch: its trees, its commit, and for one patch the tree with its tests alone."""
+    """A branch: its commit, what it stands on, and for one patch its tests without its code."""
 
     item: Item
     commit: str
     tree: str
-    tests_only: str  # a commit
+    spans: list[tuple[str, str]]  # of each patch of the item: the trees before and after it
+    tests_only: str  # a commit; empty for a section, or without tests
+    needs: list[str]  # patches that come first on the branch
+    merged: list[str]  # patches that apply by a three-way merge only
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -86,17 +79,28 @@ def run(command: Command) -> Exit:
     if args.run and found:
         _run_tests(command, plan, store, found, out)
     for branch in found:
-        mails = [Mail.parse(made.patches[name]) for name in branch.item.names]
-        ran = results(out, branch)
-        facts = Facts(branch.item, mails, plan, looked[branch.item.slug], ran, target.label)
+        facts = Facts(
+            item=branch.item,
+            mails=[Mail.parse(made.patches[name]) for name in branch.item.names],
+            plan=plan,
+            looked=looked[branch.item.slug],
+            ran=results(out, branch),
+            base=target.label,
+            needs=[Mail.parse(made.patches[name]) for name in branch.needs],
+            merged=branch.merged,
+            tag=f"v{base.version}" if target.label == base.version else "",
+        )
         write_atomic(out / f"{branch.item.slug}.md", text(facts).encode())
         write_atomic(out / f"{branch.item.slug}.checklist.md", checklist(facts).encode())
         command.say(f"{out / branch.item.slug}.md")
+        for hook in facts.looked.hooks:
+            if hook.outcome.startswith("not run: "):
+                command.say(f"  {hook.name}: {hook.outcome}: {hook.said.splitlines()[0]}")
     command.report = {"made": [b.item.slug for b in found], "failed": failed, "folder": str(out)}
     command.say(f"{len(found)} branches in {store}; nothing was sent")
     if failed:
         raise Exit.FAILED(
-            f"{', '.join(failed)} cannot stand alone on {target.label}",
+            f"{', '.join(failed)} cannot stand on {target.label}, nor with earlier patches",
             "see make canary, or send the section",
         )
     return Exit.OK
@@ -136,27 +140,132 @@ def message(mail: Mail) -> str:
     return "\n\n".join([mail.subject, *body, "\n".join(kept)]) + "\n"
 
 
-def _commit(repo: Path, tree: str, parents: list[str], text: str) -> str:
-    options = [word for parent in parents for word in ("-p", parent)]
-    return git(repo, "commit-tree", tree, *options, stdin=text.encode())
+def _commit(repo: Path, tree: str, parents: list[str], text: str, author: str = WHO) -> str:
+    """A commit object; `git commit-tree` would take the author from the environment."""
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents)]
+    lines += [f"author {author}", f"committer {WHO}", "", text]
+    data = "\n".join(lines).encode()
+    return git(repo, "hash-object", "-t", "commit", "-w", "--stdin", stdin=data)
+
+
+def _of_mail(repo: Path, tree: str, parent: str, mail: Mail) -> str:
+    """A commit by the author of the mail: upstream compares the author with the sign-off."""
+    name, address = email.utils.parseaddr(mail.author)
+    date = email.utils.parsedate_to_datetime(mail.date)
+    author = f"{name} <{address}> {int(date.timestamp())} {date:%z}"
+    return _commit(repo, tree, [parent], message(mail), author)
 
 
 def make_branch(
-    repo: Path, item: Item, known: dict[str, bytes], tree: str, start: str
+    repo: Path, item: Item, known: Mapping[str, bytes], tree: str, start: str
 ) -> Made | None:
-    """Commit the patches on `start`, exactly or merged; None if one does not apply or is there."""
-    commit, tests_only = start, ""
-    for name in item.names:
-        if len(item.names) == 1:
-            alone = place(repo, tree, known[name], "--include=tests/*")
-            if alone.tree not in ("", tree):
-                tests_only = _commit(repo, alone.tree, [start], f"the tests of {name} alone\n")
-        placed = place(repo, tree, known[name])
-        if placed.tree in ("", tree):
+    """Commit the patches, and the earlier ones that they need, on `start`, exactly or merged.
+
+    None if one does not apply, or is there already.
+    """
+    needs = prerequisites(repo, known, tree, item.names)
+    if needs is None:
+        return None
+    made = Made(item, start, tree, [], "", needs, [])
+    for name in (one for one in known if one in (*needs, *item.names)):
+        if item.names == [name]:
+            alone = place(repo, made.tree, known[name], "--include=tests/*").tree
+            if alone not in ("", made.tree):
+                text = f"the tests of {name} alone\n"
+                made = made._replace(tests_only=_commit(repo, alone, [made.commit], text))
+        placed = place(repo, made.tree, known[name])
+        if placed.tree == made.tree and name in needs:
+            continue
+        if placed.tree in ("", made.tree):
             return None
+        commit = _of_mail(repo, placed.tree, made.commit, Mail.parse(known[name]))
+        if name in item.names:
+            made.spans.append((made.tree, placed.tree))
+        made.merged.extend([name] if placed.state == THREE_WAY else [])
+        made = made._replace(commit=commit, tree=placed.tree)
+    return made
+
+
+def prerequisites(
+    repo: Path, known: Mapping[str, bytes], tree: str, names: Sequence[str]
+) -> list[str] | None:
+    """The earlier patches without which these do not apply, or import what is not there.
+
+    None if one does not apply with the earlier patches either.
+    """
+    needs: list[str] = []
+    while True:
+        stuck, missing = _stuck(repo, known, tree, [*needs, *names])
+        if not stuck:
+            break
+        more = missing or _same_files(known, stuck, [*needs, *names])
+        if not more:
+            return None
+        needs += more
+    for name in list(needs):
+        fewer = [other for other in needs if other != name]
+        if not _stuck(repo, known, tree, [*fewer, *names])[0]:
+            needs = fewer
+    return [name for name in known if name in needs]
+
+
+def _stuck(
+    repo: Path, known: Mapping[str, bytes], tree: str, chosen: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The first patch that cannot stand where it is, and the patches whose files it imports."""
+    order = list(known)
+    for name in (one for one in order if one in chosen):
+        placed = place(repo, tree, known[name])
+        if not placed.tree:
+            return name, []
         tree = placed.tree
-        commit = _commit(repo, tree, [commit], message(Mail.parse(known[name])))
-    return Made(item, commit, tree, tests_only)
+        brought = {
+            change.path: other
+            for other in order[: order.index(name)]
+            if other not in chosen
+            for change in Mail.parse(known[other]).changes
+            if change.new
+        }
+        if missing := _imports(repo, tree, Mail.parse(known[name]), brought):
+            return name, missing
+    return "", []
+
+
+def _same_files(known: Mapping[str, bytes], name: str, chosen: Sequence[str]) -> list[str]:
+    """The earlier patches that touch files of a patch."""
+    order = list(known)
+    paths = {change.path for change in Mail.parse(known[name]).changes}
+    return [
+        other
+        for other in order[: order.index(name)]
+        if other not in chosen and paths & {c.path for c in Mail.parse(known[other]).changes}
+    ]
+
+
+def _imports(repo: Path, tree: str, mail: Mail, brought: Mapping[str, str]) -> list[str]:
+    """The patches that bring files which a patch imports and the tree does not have."""
+    found = []
+    for change in mail.changes:
+        blob = attempt(repo, "cat-file", "blob", f"{tree}:{change.path}")
+        if not brought or not change.path.endswith(".py") or blob.returncode:
+            continue
+        for path in imported(change.path, blob.stdout):
+            if path in brought and attempt(repo, "cat-file", "-e", f"{tree}:{path}").returncode:
+                found.append(brought[path])
+    return list(dict.fromkeys(found))
+
+
+def imported(path: str, source: bytes) -> list[str]:
+    """The files that a file may import, as paths from the root of the tree."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name.replace(".", "/") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = path.split("/")[: -node.level] if node.level else []
+            module = [*above, *(node.module.split(".") if node.module else [])]
+            found += ["/".join(module), *("/".join([*module, a.name]) for a in node.names)]
+    return [f"{stem}{end}" for stem in found for end in (".py", "/__init__.py")]
 
 
 def _keep(repo: Path, store: Path, found: list[Made]) -> None:
@@ -192,11 +301,22 @@ def _run_tests(command: Command, plan: Plan, store: Path, found: list[Made], out
                 pairs = {"before": one.tests_only, "after": one.commit}
                 # By id, without a ref: the work tree stays as it was.
                 git(paths.tree, "fetch", "--quiet", "--no-tags", store, *pairs.values())
-                run_pair(command, plan, one, pairs, out)
+                mail = Mail.parse(command.base.patch(one.item.names[0]).read_bytes())
+                run_pair(command, plan, one, pairs, out, changed_tests(mail))
 
 
-def run_pair(command: Command, plan: Plan, one: Made, pairs: dict[str, str], out: Path) -> None:
-    """Run a patch's stage on two commits; write what each test did."""
+def run_pair(
+    command: Command,
+    plan: Plan,
+    one: Made,
+    pairs: dict[str, str],
+    out: Path,
+    changed: Sequence[str] = (),
+) -> None:
+    """Run a patch's stage, and upstream's tests that it changes, on two commits.
+
+    What each test did is written to NAME.json.
+    """
     stage = plan.patches[one.item.names[0]]
     runner = stages.Runner(command.base, command.paths, plan, "upstream-branch", command.args)
     chosen = [
@@ -204,20 +324,34 @@ def run_pair(command: Command, plan: Plan, one: Made, pairs: dict[str, str], out
         for when, commit in pairs.items()
     ]
     ended = runner.each(chosen)
-    report: dict[str, Any] = {"commit": one.commit, "tests": stage.tests}
+    changed = [name for name in changed if name not in stage.tests]
+    others, not_run = upstream_tests.run_at(command, changed, pairs)
+    for run_ in others.values():
+        not_run |= {file: shown(why, command.paths) for file, why in run_.problems.items()}
+    report: dict[str, Any] = {"commit": one.commit, "not_run": not_run}
     for when, result in zip(pairs, ended, strict=True):
         lines = (runner.logs / f"{stage.name}-{when}.jsonl").read_text().splitlines()
         log = (runner.logs / f"{stage.name}-{when}.log").read_text("utf-8", "replace")
+        other = others[when]
+        tests = {row["node"]: row["outcome"] for row in map(json.loads, lines) if "node" in row}
         report[when] = {
-            "tests": {
-                row["node"]: row["outcome"]
-                for row in map(json.loads, lines)
-                if "::" in row.get("node", "")  # not a file that cannot be collected
-            },
+            # Without `::` it is a file that cannot be collected.
+            "tests": {n: o for n, o in (tests | other.tests).items() if "::" in n},
             "seconds": result.seconds,
-            "errors": re.findall(r"^E +(\S.*)", log, re.M)[:1],
+            "errors": [shown(e, command.paths) for e in re.findall(r"^E +(\S.*)", log, re.M)[:1]],
         }
     write_atomic(out / f"{one.item.slug}.json", (json.dumps(report, indent=1) + "\n").encode())
+
+
+def shown(text: str, paths: Paths) -> str:
+    """A text without folders of this machine: files of a tree as they are named in it."""
+    state = re.escape(str(paths.state.resolve()))
+    trees = rf"{state}/(?:each/\d+|vllm|\.upstream-tree|env/lib/[^/]+/site-packages)/"
+    text = re.sub(trees, "", text)
+    text = re.sub(rf" ?\(log: {state}/[^)]*\)", "", text)
+    for folder in (ROOT, Path.home()):
+        text = text.replace(f"{folder}/", "…/")
+    return text
 
 
 def results(out: Path, one: Made) -> dict[str, Any]:
@@ -228,14 +362,6 @@ def results(out: Path, one: Made) -> dict[str, Any]:
 
 
 # ---- what the files say: vLLM's own hooks, template and pipelines ----
-
-
-class Looked(NamedTuple):
-    """What was found in upstream's files with a branch's patches."""
-
-    hooks: list[Hook]
-    template: str  # the part of the pull request's template that stays
-    pipelines: str  # whether its CI runs the tests
 
 
 def look(made: canary.Scratch, found: list[Made], paths: Paths) -> dict[str, Looked]:
@@ -251,18 +377,55 @@ def look(made: canary.Scratch, found: list[Made], paths: Paths) -> dict[str, Loo
         mails = [Mail.parse(made.patches[name]) for name in branch.item.names]
         names = dict.fromkeys(change.path for mail in mails for change in mail.changes)
         files = [name for name in names if (folder / name).is_file()]
+        hooks = [
+            hook._replace(said=shown(hook.said, paths))
+            for hook in pull_hooks.run_hooks(paths, made.repo, folder, files)
+        ]
+        headings, rest = template(folder)
+        inside = [name for span in branch.spans for name in touched(made.repo, *span)]
         looked[branch.item.slug] = Looked(
-            run_hooks(paths, folder, files), template(folder), in_pipelines(folder, files)
+            hooks, headings, rest, in_pipelines(folder, files), list(dict.fromkeys(inside))
         )
     shutil.rmtree(folder)
     return looked
 
 
-def template(folder: Path) -> str:
-    """What stands below the line in upstream's template, without its last reminder."""
+def template(folder: Path) -> tuple[list[str], str]:
+    """The sections of upstream's template, and what stands below its line but for the reminder."""
     file = folder / ".github/PULL_REQUEST_TEMPLATE.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return text.partition("\n---\n")[2].partition("**BEFORE SUBMITTING")[0].strip()
+    above, _, below = text.partition("\n---\n")
+    headings = re.findall(r"^## (.+)$", above, re.M)
+    return headings, below.partition("**BEFORE SUBMITTING")[0].strip()
+
+
+def touched(repo: Path, before: str, after: str) -> list[str]:
+    """The functions and classes of a tree, as `Class.method`, in whose code another one differs."""
+    found: list[str] = []
+    options = ("--unified=0", "--no-renames", "--no-ext-diff", "--diff-filter=MD")
+    said = attempt(repo, "diff", *options, before, after, "--", "*.py", ":!tests").stdout.decode()
+    for part in re.split(r"^diff --git ", said, flags=re.M)[1:]:
+        path = re.search(r"^--- a/(.*)$", part, re.M)
+        if path is None:
+            continue
+        tree = ast.parse(attempt(repo, "cat-file", "blob", f"{before}:{path[1]}").stdout)
+        for first, count in re.findall(r"^@@ -(\d+)(?:,(\d+))? ", part, re.M):
+            # Lines that are only added stand between two; both are of the function then.
+            begin, size = int(first), int(count or 1)
+            spans = [(n, n) for n in range(begin, begin + size)] or [(begin, begin + 1)]
+            found += [name for span in spans if (name := _around(tree, *span))]
+    return list(dict.fromkeys(found))
+
+
+def _around(tree: ast.AST, first: int, last: int) -> str:
+    """The function or class that both lines stand in, a method with its class."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.lineno <= first and last <= (node.end_lineno or 0):
+            inner = _around(node, first, last) if isinstance(node, ast.ClassDef) else ""
+            return f"{node.name}.{inner}" if inner else node.name
+    return ""
 
 
 def in_pipelines(folder: Path, files: list[str]) -> str:
@@ -279,210 +442,3 @@ def in_pipelines(folder: Path, files: list[str]) -> str:
             if not any(re.search(runs.format(re.escape(w)), said, re.M) for w in ways):
                 lacking.append(path)
     return f"no pipeline names {', '.join(lacking)}" if lacking else "named by a pipeline"
-
-
-class Hook(NamedTuple):
-    name: str
-    outcome: str  # `passed`, `failed`, or why it was not run
-    said: str
-
-
-ELSEWHERE = "not run here"
-# Hooks whose program is on the package index under the version that the config pins.
-PROGRAMS = {
-    "ruff-check": ("ruff", "check", "--no-cache", "--quiet"),
-    "ruff-format": ("ruff", "format", "--no-cache", "--check"),
-    "typos": ("typos", "--force-exclude"),
-}
-
-
-def run_hooks(paths: Paths, folder: Path, files: list[str]) -> list[Hook]:
-    """Upstream's pre-commit hooks on the changed files: ruff and typos, and scripts of its own."""
-    config = folder / ".pre-commit-config.yaml"
-    declared = config.read_text(encoding="utf-8") if config.is_file() else ""
-    python = [name for name in files if name.endswith(".py")]
-    engine = environments.python(paths)
-    interpreter = str(engine if engine.exists() else sys.executable)
-    found = []
-    version = ""
-    for block in re.split(r"^(?=- repo: |  - id: )", declared, flags=re.M):
-        rev = re.search(r"^  rev: v?(\S+)", block, re.M)
-        version = rev[1] if rev else version
-        if not block.startswith("  - id: "):
-            continue
-        name = block.split()[2]
-        script = re.search(r"^\s+entry: python (tools/pre_commit/\w+\.py)$", block, re.M)
-        if name in PROGRAMS:
-            program, *options = PROGRAMS[name]
-            argv = [*pinned(paths, program, version), *options]
-            chosen = files if name == "typos" else python
-        elif script and ("types: [python]" in block or name == "check-test-tethering"):
-            argv, chosen = [interpreter, script[1]], python
-        else:
-            found.append(Hook(name, ELSEWHERE, ""))
-            continue
-        done = subprocess.run(
-            [*argv, *chosen],
-            cwd=folder,
-            env=index.environment(paths),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = (done.stdout + done.stderr).strip()
-        unfound = name in PROGRAMS and "error: " in said.split("\n")[0]
-        if "ModuleNotFoundError" in said or unfound:
-            found.append(Hook(name, f"not run: {said.splitlines()[-1]}", said))
-        else:
-            found.append(Hook(name, "failed" if done.returncode else "passed", said[-2000:]))
-    return found
-
-
-def pinned(paths: Paths, program: str, version: str) -> list[str]:
-    """How to call a program of the package index in one version."""
-    uv = str(tools.uv(paths))
-    return [uv, "tool", "run", "--quiet", "--from", f"{program}=={version}", program]
-
-
-# ---- the text ----
-
-
-class Facts(NamedTuple):
-    """All that is known of one pull request."""
-
-    item: Item
-    mails: list[Mail]
-    plan: Plan
-    looked: Looked
-    ran: dict[str, Any]
-    base: str
-
-    def lines(self, kind: str) -> int:
-        return sum(len(c.added) for m in self.mails for c in m.changes if c.kind == kind)
-
-    def paths(self, kind: str) -> list[str]:
-        return list(dict.fromkeys(c.path for m in self.mails for c in m.changes if c.kind == kind))
-
-    def tests(self) -> list[str]:
-        stages_of = [self.plan.patches.get(name) for name in self.item.names]
-        return [test for stage in stages_of if stage for test in stage.tests]
-
-
-def text(facts: Facts) -> str:
-    """The title, and the description in the sections of vLLM's template."""
-    mails, many = facts.mails, len(facts.mails) > 1
-    lines = [facts.item.title, "", "## Purpose", ""]
-    for mail in mails:
-        if many:
-            lines += [f"### {mail.subject}", ""]
-        said = [patches.capital(section(mail, part)) for part in ("Problem", "Change")]
-        lines += [said[0], "", said[1], ""]
-    lines += ["Not a duplicate:", ""]
-    lines += _searched(facts)
-    lines += ["", "## Test Plan", "", "```bash"]
-    lines += [f"pytest -q {test}" for test in facts.tests()] or ["# none of its own"]
-    lines += ["```", "", "## Test Result", "", *_outcomes(facts), ""]
-    lines += [f"{section(mail, 'Proof')}\n" for mail in mails]
-    ran = [hook for hook in facts.looked.hooks if hook.outcome != ELSEWHERE]
-    others = [hook.name for hook in facts.looked.hooks if hook.outcome == ELSEWHERE]
-    lines += ["vLLM's pre-commit hooks on the changed files:", "", "| hook | outcome |"]
-    lines += ["| --- | --- |", *(f"| {hook.name} | {hook.outcome} |" for hook in ran)]
-    if others:
-        lines += ["", f"Not run here: {', '.join(others)}."]
-    lines += [
-        "",
-        "AI assistance was used for this change, its tests and this text.",
-        "",
-        f"- [ ] Answers for it, has read every changed line and has run the tests: {OPEN} (name)",
-        f"- [ ] Signed off by that person too (`git rebase --signoff`): {OPEN}",
-    ]
-    if facts.looked.template:
-        lines += ["", "---", facts.looked.template]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
-
-
-def _searched(facts: Facts) -> list[str]:
-    """What the trailers know of upstream's state, and the searches that are still to do."""
-    lines = []
-    for mail in facts.mails:
-        said = mail.trailers.get("Upstream", [""])[0]
-        lines.append(f"- What releases have, read in their source: {said}")
-        words = re.sub(r"^(\[[^]]*\])+ ", "", mail.subject)
-        lines.append(
-            "- [ ] `gh pr list --repo vllm-project/vllm --state all --search"
-            f" {shlex.quote(words)}`: {OPEN} (date, what was found, why it is another matter)"
-        )
-    return lines
-
-
-def _outcomes(facts: Facts) -> list[str]:
-    """A table of the tests before and after, or what has to be run for it."""
-    if not facts.ran:
-        return [
-            f"- [ ] not run on this branch: `make upstream-branch RUN=1 PATCH={facts.item.slug}`"
-        ]
-    before, after = facts.ran["before"], facts.ran["after"]
-    nodes = list(dict.fromkeys([*after["tests"], *before["tests"]]))
-    lines = [f"On vLLM {facts.base}, CPU; *before* is the base with the new tests alone.", ""]
-    why = f": `{before['errors'][0]}`" if before["errors"] else ""
-    if not before["tests"]:
-        lines += [f"Before, the tests cannot be collected{why}.", ""]
-    elif why:
-        lines += [f"The first failure before{why}.", ""]
-    lines += ["| test | before | after |", "| --- | --- | --- |"]
-    for node in nodes:
-        cells = [run["tests"].get(node, "not collected") for run in (before, after)]
-        name = node.removeprefix("tests/").replace("|", "\\|")
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    return lines
-
-
-def checklist(facts: Facts) -> str:
-    """vLLM's pr-checklist, point by point: what a program finds, and what is left to a person."""
-    code, tests, docs = (facts.lines(kind) for kind in ("code", "tests", "docs"))
-    band = next((name for limit, name in BANDS if code < limit), "high: needs a justification")
-    core = [path for path in facts.paths("code") if CORE.match(path)]
-    old = "vllm/v1/worker/gpu_model_runner.py" in core
-    added = [line for m in facts.mails for c in m.changes if c.kind == "tests" for line in c.added]
-    mocks = sum(bool(re.search(r"\b(mock|Mock|monkeypatch)", line)) for line in added)
-    comments = sum(
-        line.lstrip().startswith("#")
-        for m in facts.mails
-        for c in m.changes
-        if c.kind == "code"
-        for line in c.added
-    )
-    failed = [hook.name for hook in facts.looked.hooks if hook.outcome == "failed"]
-    signed = all(mail.author in mail.trailers.get("Signed-off-by", []) for mail in facts.mails)
-    rows = {
-        "1.1 core files": ", ".join(core) or "none touched",
-        "1.2 replication": OPEN,
-        "1.3 complexity": f"{code} lines of code ({band}), {tests} of tests, {docs} of docs",
-        "1.4 compatibility": OPEN,
-        "1.5 tradeoffs": f"{OPEN}; synchronization: VLLM_GPU_SYNC_CHECK=error on a GPU",
-        "1.6 model runner V1": "edited: say why, and what V2 does" if old else "not edited",
-        "2 validated": "tests before and after are in the text" if facts.ran else "NOT RUN",
-        "2.1 tests": f"{mocks} lines that mock or patch; "
-        + ("more than twice the code: is each needed?" if tests > 2 * code else "in proportion"),
-        "2.2 reliability": OPEN,
-        "2.3 in CI": facts.looked.pipelines,
-        "3.1 comments": f"{comments} lines of comments in code",
-        "3.2 documentation": ", ".join(facts.paths("docs")) or "none: is a user to notice it?",
-        "3.3 helper functions": OPEN,
-        "3.4 formatting": f"FAILED: {', '.join(failed)}" if failed else "the hooks that ran pass",
-        "4.1 description": "sections of the template kept",
-        "4.2 evidence": f"released weights were not at hand; evaluation: {OPEN}",
-        "4.3 root cause": "in Purpose",
-        "4.4 details": "in Purpose",
-        "4.5 contributing guide": f"DCO: {'signed off' if signed else 'NOT SIGNED OFF'}",
-        "accountable person": OPEN,
-        "duplicate check": OPEN,
-    }
-    lines = [f"# Checklist: {facts.item.title}", "", "| point | found |", "| --- | --- |"]
-    lines += [f"| {point} | {found} |" for point, found in rows.items()]
-    said = [
-        f"\n{hook.name}:\n\n```\n{hook.said}\n```"
-        for hook in facts.looked.hooks
-        if hook.outcome == "failed"
-    ]
-    return "\n".join([*lines, *said]) + "\n"

@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,6 +252,56 @@ def make_stand_ins(paths: Paths, environment: dict[str, str]) -> None:
         raise wrong(f"{' '.join(words)} ended with {done.returncode}", "its output is above")
 
 
+def make_environment(paths: Paths) -> dict[str, str]:
+    """The environment of a run, with the stand-ins in place of the hub."""
+    hub = paths.state.resolve() / "upstream-tests-hub"
+    environment = {
+        **engine.environment(paths, cpu=True),
+        "HF_HOME": str(hub),
+        "VLLM_ASSETS_CACHE": str(hub / "assets"),
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
+        environment.pop(name, None)
+    make_stand_ins(paths, environment)
+    return environment
+
+
+def run_at(
+    command: Command, files: Sequence[str], commits: Mapping[str, str]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """The outcomes of files of tests on some commits, and why files or tests of them are not run.
+
+    Only files that upstream_tests.toml knows are run: others may want a GPU or load for an hour.
+    """
+    paths, file = command.paths, command.base.folder / FILE
+    choice = Choice.read(file) if file.is_file() else Choice({})
+    known = [name for name in files if name in choice.files]
+    unknown = [name for name in files if name not in known]
+    not_run = {
+        **{name: choice.left_out.get(name, "it was never tried here") for name in unknown},
+        **{test: choice.left_out[test] for name in known for test in choice.deselected(name)},
+    }
+    runs = {when: Run() for when in commits}
+    if not known:
+        return runs, not_run
+    environment = make_environment(paths)
+    worktrees = Worktrees(paths)
+    out = sys.stderr if command.args.json else sys.stdout
+    progress = Progress(len(known) * len(commits), out)
+    try:
+        for when, commit in commits.items():
+            trees = Trees(command, choice, environment)
+            with trees.stack, worktrees.at(commit) as tree:
+                warm = trees.warm(when, tree)
+                for name in known:
+                    trees.file(when, tree, warm, runs[when], progress, name)
+    finally:
+        worktrees.close()
+        progress.close()
+    return runs, not_run
+
+
 def data_file(base: Base) -> Path:
     return evidence.DATA / base.name / "upstream-tests.json"
 
@@ -277,16 +328,7 @@ def run_both(command: Command, choice: Choice, files: list[str], key: str) -> tu
     known = {} if args.fresh else evidence.load(kept)
     if not args.fresh and known.get("key") != key:
         known = evidence.load(outcomes_file(command.base))
-    hub = paths.state.resolve() / "upstream-tests-hub"
-    environment = {
-        **engine.environment(paths, cpu=True),
-        "HF_HOME": str(hub),
-        "VLLM_ASSETS_CACHE": str(hub / "assets"),
-        "OMP_NUM_THREADS": "1",
-    }
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
-        environment.pop(name, None)
-    make_stand_ins(paths, environment)
+    environment = make_environment(paths)
     trees = Trees(command, choice, environment)
     worktrees = Worktrees(paths)
     without, with_series = Run(), Run()
