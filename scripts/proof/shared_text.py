@@ -24,7 +24,7 @@ from series.patches import Mail
 
 # Of the patches with one name on both bases: those of the model and its draft layer, and all. What
 # the others lack is forced by vLLM's server code; docs/maintain/moving-the-pin.md says where.
-LEAST = {"the model and its draft layer": 90, "all": 88}
+LEAST = {"the model and its draft layer": 90, "all": 84}
 MODEL_SECTIONS = ("model", "draft layer")
 DIFF = "logs/shared-text.diff"
 MODEL = re.compile(r"^vllm/.*exaone4_5")

@@ -100,11 +100,11 @@ def test_a_run_that_fails_leaves_its_log_and_the_next_goes_on(
         return ["this"]
 
     monkeypatch.setattr(two_stages, "program", program)
-    words = ["--out", str(tmp_path), "--tiny", "series:stages", "series:one"]
+    words = ["--out", str(tmp_path), "--tiny", "--tail", "15", "series:stages", "series:one"]
     monkeypatch.setattr(sys, "argv", ["two_stages", *words])
     assert two_stages.main() == 1
     found = json.loads((tmp_path / "stages.json").read_text())["runs"]
-    assert "no_such_module" in found["series:stages"]["failed"]
+    assert found["series:stages"]["failed"] == "status 1: no_such_module\n"
     assert found["series:one"]["as on one card"] == 1
     assert "series, stages | failed" in capsys.readouterr().out
 
