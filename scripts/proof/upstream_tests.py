@@ -40,6 +40,7 @@ from .runner import Ended, Progress, Warm, Worktrees, start
 from .stages import Plan
 
 FILE = "upstream_tests.toml"
+Folded = dict[str, dict[str, list[str]]]
 KEPT = "upstream-tests.json"
 COMMAND = "make upstream-tests"
 # What a test says that did not get a file, of the hub or of the tree.
@@ -311,13 +312,32 @@ def outcomes_file(base: Base) -> Path:
     return data_file(base).with_name("upstream-tests-base.json")
 
 
+def fold(tests: Mapping[str, str]) -> Folded:
+    """Outcomes of one file of tests in a third of the room: outcome, function, parameters."""
+    folded: Folded = {}
+    for node, outcome in sorted(tests.items()):
+        function, bracket, parameters = node.removeprefix(file_of(node)).partition("[")
+        folded.setdefault(outcome, {}).setdefault(function, []).append(bracket + parameters)
+    return folded
+
+
+def unfold(file: str, folded: Folded) -> dict[str, str]:
+    """What `fold` was given: the outcome of each test."""
+    return {
+        file + function + parameters: outcome
+        for outcome, functions in folded.items()
+        for function, every in functions.items()
+        for parameters in every
+    }
+
+
 def key_of(base: Base, about: dict[str, Any]) -> str:
     """Changes with whatever the outcomes of the pinned source are a matter of."""
     here, choice = Path(__file__), Choice.read(base.folder / FILE)
     contents = [here.with_name(name).read_bytes() for name in ("stand_ins.py", "absent.py")]
     # Not `seconds`: of a file that took longer nothing is kept.
     settings = (choice.models, sorted(choice.left_out))
-    what = (evidence.locked(base).base, about["versions"], contents, settings)
+    what = ("folded", evidence.locked(base).base, about["versions"], contents, settings)
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
@@ -359,10 +379,10 @@ def run_both(command: Command, choice: Choice, files: list[str], key: str) -> tu
         # What has ended is known, also if the rest was broken off.
         for file in set(todo) - set(without.problems):
             if tests := {n: o for n, o in without.tests.items() if file_of(n) == file}:
-                old[file] = tests
+                old[file] = fold(tests)
         evidence.write(kept, {"key": key, "files": dict(sorted(old.items()))})
     for file in set(files) - set(todo):
-        without.tests |= old[file]
+        without.tests |= unfold(file, old[file])
     return without, with_series
 
 

@@ -147,6 +147,19 @@ def test_the_pinned_source_runs_again_only_where_it_must(
     assert runs.read_text().split().count("0") == 3
 
 
+def test_outcomes_are_folded_without_loss() -> None:
+    tests = {
+        f"{FILE}::test_a": "passed",
+        f"{FILE}::test_a[x[0]-tests/b.py::c]": "failed",
+        f"{FILE}::Class::test_b[1]": "passed",
+        f"{FILE}::Class::test_b[2]": "passed",
+        FILE: "skipped",
+    }
+    folded = upstream_tests.fold(tests)
+    assert folded["passed"] == {"::Class::test_b": ["[1]", "[2]"], "::test_a": [""]}
+    assert upstream_tests.unfold(FILE, folded) == tests
+
+
 def test_a_fresh_clone_has_the_outcomes_of_the_pinned_source(
     toy: Toy, upstream: Upstream, runs: Path
 ) -> None:
@@ -156,12 +169,14 @@ def test_a_fresh_clone_has_the_outcomes_of_the_pinned_source(
     run(toy, "--check")
     assert runs.read_text().split().count("0") == 1
     committed = upstream_tests.outcomes_file(toy.base)
-    changed = committed.read_text().replace("passed", "failed", 1)
-    committed.write_text(changed)
+    data = json.loads(committed.read_text())
+    by_outcome = data["files"][FILE]
+    by_outcome.setdefault("failed", {})["::test_same"] = by_outcome["passed"].pop("::test_same")
+    evidence.write(committed, data)
     (toy.paths.state / upstream_tests.KEPT).unlink()
     assert "1 outcomes are not as they should be" in fails(toy, "--check").what
     assert "has other outcomes" in fails(toy, "--check", "--fresh").what
-    committed.write_text(changed.replace('"key": "', '"key": "0'))
+    evidence.write(committed, data | {"key": "0"})
     run(toy)
     assert runs.read_text().split().count("0") == 2
 
